@@ -1,0 +1,1 @@
+"""The ``ultramem`` command: plans, starts and watches runs."""

@@ -1,0 +1,1 @@
+"""Settings of a run: frozen dataclasses, one file a section. No torch here."""

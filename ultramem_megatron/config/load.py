@@ -1,0 +1,164 @@
+"""YAML files and dotted overrides -> a checked ``RunConfig``, and back to YAML."""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, ClassVar, get_type_hints
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ultramem_megatron.config.run import RunConfig
+from ultramem_megatron.errors import ConfigError
+
+
+def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read ``path``, apply ``key=value`` overrides, check everything.
+
+    Args:
+        path: A YAML file with any of the sections of ``RunConfig``.
+        overrides: Dotted assignments such as ``model.layers=8``; a value is read as YAML.
+
+    Raises:
+        ConfigError: The file is missing or no YAML, a key is unknown (the nearest one is named), a value has
+            the wrong type or breaks a rule.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist; name a YAML file or a recipe (see `ultramem recipes`)")
+    try:
+        from_file = read_yaml(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not readable as YAML: {error}") from None
+    if not isinstance(from_file, dict):
+        raise ConfigError(
+            f"{path} must hold sections (model:, memory:, ...), not a {type(from_file).__name__}"
+        )
+    return resolve([(str(path), from_file), *map(parse_override, overrides)])
+
+
+def parse_override(text: str) -> tuple[str, dict[str, Any]]:
+    """``a.b=c`` -> (text, nested dict)."""
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ConfigError(f'override "{text}" is not of the form section.key=value, as in training.steps=100')
+    try:
+        nested = read_yaml(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f'override "{text}" cannot be read: {error}') from None
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    return text, nested
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 numbers: ``1e-4`` is a float, and ``1:2`` is text, not 62 as YAML 1.1 reads it."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"[-+]?[0-9][0-9_]*$"), list("-+0123456789")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"),
+    list("-+.0123456789"),
+)
+
+
+def read_yaml(text: str) -> Any:
+    """YAML text as plain Python values.
+
+    Raises:
+        yaml.YAMLError: The text is no YAML.
+    """
+    return yaml.load(text, _Loader)  # _Loader is a SafeLoader: it builds no objects
+
+
+def resolve(layers: Iterable[tuple[str, dict[str, Any]]]) -> RunConfig:
+    """Merge (origin, nested dict) pairs over the defaults, later ones winning, and build the config."""
+    plain: Any = OmegaConf.create({})
+    for origin, nested in layers:
+        _refuse_unknown_keys(nested, RunConfig, origin)
+        plain = OmegaConf.merge(plain, nested)
+    return _build(RunConfig, OmegaConf.to_container(plain), "")
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved config, every field, loadable by ``load_run_config``."""
+    return OmegaConf.to_yaml(OmegaConf.create(to_plain(config)))
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """The config as nested dicts of numbers and strings."""
+    plain = dataclasses.asdict(config)
+    return {section: {k: _plain_value(v) for k, v in fields.items()} for section, fields in plain.items()}
+
+
+def _plain_value(value: Any) -> Any:
+    return str(value) if isinstance(value, str) else value
+
+
+def _refuse_unknown_keys(nested: dict[str, Any], kind: type, origin: str, prefix: str = "") -> None:
+    hints = get_type_hints(kind)
+    for key, value in nested.items():
+        if key not in hints:
+            raise ConfigError(_unknown_key(f"{prefix}{key}", origin))
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, dict):
+                raise ConfigError(
+                    f"{origin}: {prefix}{key} is a section and needs keys of its own, not {value}"
+                )
+            _refuse_unknown_keys(value, hints[key], origin, f"{prefix}{key}.")
+
+
+def _unknown_key(path: str, origin: str) -> str:
+    known = [
+        f"{section}.{field.name}"
+        for section, kind in get_type_hints(RunConfig).items()
+        for field in dataclasses.fields(kind)
+    ]
+    near = difflib.get_close_matches(path, [*known, *get_type_hints(RunConfig)], n=1, cutoff=0.0)
+    return f'{origin}: unknown key "{path}"; the nearest known key is "{near[0]}"'
+
+
+def _build(kind: type, values: Any, path: str) -> Any:
+    """Dataclass from plain values, types converted and checked by OmegaConf field by field."""
+    hints = get_type_hints(kind)
+    arguments: dict[str, Any] = {}
+    for key, value in (values or {}).items():
+        if dataclasses.is_dataclass(hints[key]):
+            arguments[key] = _build(hints[key], value, f"{key}.")  # type: ignore[arg-type]
+        else:
+            arguments[key] = _typed(kind, key, hints[key], value, path)
+    return kind(**arguments)
+
+
+def _typed(kind: type, key: str, hint: Any, value: Any, path: str) -> Any:
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        return _named(hint, value, f"{path}{key}")
+    if hint is str and type(value) is int:
+        return str(value)
+    try:
+        node = OmegaConf.structured(kind)
+        OmegaConf.set_readonly(node, False)  # frozen dataclasses come read-only
+        OmegaConf.update(node, key, value)
+        return OmegaConf.to_container(node)[key]  # type: ignore[index,call-overload]
+    except OmegaConfBaseException as error:
+        first = str(error).splitlines()[0]
+        raise ConfigError(f"{path}{key} = {value!r} has the wrong type: {first}") from None
+
+
+def _named(kind: type[StrEnum], value: Any, path: str) -> StrEnum:
+    names = [member.value for member in kind]
+    if value not in names:
+        near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.0)
+        raise ConfigError(f'{path} = {value} is not one of {", ".join(names)}; the nearest is "{near[0]}"')
+    return kind(value)

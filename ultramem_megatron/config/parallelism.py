@@ -1,0 +1,40 @@
+"""Degrees of parallelism, in Megatron's words."""
+
+from dataclasses import dataclass
+
+from ultramem_megatron.config.check import require_positive
+from ultramem_megatron.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParallelismConfig:
+    """How the ranks are laid out; what is left over is data parallel."""
+
+    tensor: int = 1
+    """Tensor-parallel ranks."""
+
+    pipeline: int = 1
+    """Pipeline stages."""
+
+    virtual_pipeline: int = 1
+    """Model chunks on each pipeline stage (interleaved schedule)."""
+
+    sequence: bool = False
+    """Megatron's sequence parallelism; needs ``tensor`` above 1."""
+
+    expert: int = 1
+    """Expert-parallel ranks; 1 until a model has experts."""
+
+    def __post_init__(self) -> None:
+        for name in ("tensor", "pipeline", "virtual_pipeline", "expert"):
+            require_positive(f"parallelism.{name}", getattr(self, name))
+        if self.expert != 1:
+            raise ConfigError(
+                f"parallelism.expert = {self.expert}, but no model of this version has experts; set it to 1"
+            )
+        if self.virtual_pipeline > 1 and self.pipeline == 1:
+            raise ConfigError(
+                f"parallelism.virtual_pipeline = {self.virtual_pipeline} needs parallelism.pipeline above 1"
+            )
+        if self.sequence and self.tensor == 1:
+            raise ConfigError("parallelism.sequence = true needs parallelism.tensor above 1")

@@ -1,0 +1,101 @@
+"""``RunConfig``: the root of a run's settings, and the rules that join two sections."""
+
+from dataclasses import dataclass, field
+
+from ultramem_megatron.config.check import require_divides
+from ultramem_megatron.config.checkpoint import CheckpointConfig
+from ultramem_megatron.config.data import DataConfig
+from ultramem_megatron.config.memory import MemoryConfig
+from ultramem_megatron.config.model import ModelConfig
+from ultramem_megatron.config.monitor import MonitorConfig
+from ultramem_megatron.config.optimizer import OptimizerConfig
+from ultramem_megatron.config.parallelism import ParallelismConfig
+from ultramem_megatron.config.training import TrainingConfig
+from ultramem_megatron.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """Everything a run is made from. Checked whole on construction; rules on the number of ranks are in
+    ``check_world_size``, because a config does not know it."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    parallelism: ParallelismConfig = field(default_factory=ParallelismConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+
+    def __post_init__(self) -> None:
+        self._check_tensor_parallel()
+        self._check_pipeline()
+        self._check_spans()
+
+    def _check_tensor_parallel(self) -> None:
+        tensor = self.parallelism.tensor
+        for name in ("heads", "ffn_hidden", "seq_length"):
+            require_divides("parallelism.tensor", tensor, f"model.{name}", getattr(self.model, name))
+        require_divides("parallelism.tensor", tensor, "the padded vocabulary", self.model.padded_vocab_size)
+        halo = self.memory.query_conv_kernel - 1
+        if self.memory.span_list and tensor > 1 and self.model.seq_length // tensor < halo:
+            raise ConfigError(
+                f"memory.query_conv_kernel = {self.memory.query_conv_kernel} reaches back {halo} tokens, but "
+                f"with parallelism.tensor = {tensor} a rank holds {self.model.seq_length // tensor} of each "
+                "sequence; lower parallelism.tensor or the kernel"
+            )
+
+    def _check_pipeline(self) -> None:
+        chunks = self.parallelism.pipeline * self.parallelism.virtual_pipeline
+        require_divides("parallelism.pipeline * virtual_pipeline", chunks, "model.layers", self.model.layers)
+
+    def _check_spans(self) -> None:
+        blocks = self.model.layers // (self.parallelism.pipeline * self.parallelism.virtual_pipeline)
+        for span in self.memory.span_list:
+            if span.add > self.model.layers:
+                raise ConfigError(
+                    f"memory.spans: span {span} is out of range, the model has model.layers = "
+                    f"{self.model.layers} blocks, counted from 1"
+                )
+            if (span.read - 1) // blocks != (span.add - 1) // blocks:
+                raise ConfigError(
+                    f"memory.spans: span {span} crosses a boundary between pipeline stages of {blocks} blocks "
+                    "each; this version keeps a span inside one stage, so move the span or lower "
+                    "parallelism.pipeline"
+                )
+
+    def check_world_size(self, world_size: int) -> None:
+        """Refuse a number of ranks that the degrees or the batch do not divide.
+
+        Raises:
+            ConfigError: With the numbers and the nearest that fit.
+        """
+        model_ranks = self.parallelism.tensor * self.parallelism.pipeline
+        require_divides("parallelism.tensor * pipeline", model_ranks, "the number of ranks", world_size)
+        data_ranks = world_size // model_ranks
+        per_pass = data_ranks * self.training.micro_batch_size
+        if self.training.global_batch_size % per_pass:
+            raise ConfigError(
+                f"training.global_batch_size = {self.training.global_batch_size} must be a multiple of "
+                f"training.micro_batch_size = {self.training.micro_batch_size} times {data_ranks} data-parallel "
+                f"ranks = {per_pass}; the nearest are "
+                f"{max(per_pass, self.training.global_batch_size // per_pass * per_pass)} and "
+                f"{(self.training.global_batch_size // per_pass + 1) * per_pass}"
+            )
+        micro_batches = self.training.global_batch_size // per_pass
+        if self.parallelism.virtual_pipeline > 1 and micro_batches % self.parallelism.pipeline:
+            raise ConfigError(
+                f"{micro_batches} micro-batches must be a multiple of parallelism.pipeline = "
+                f"{self.parallelism.pipeline} for the interleaved schedule; change training.global_batch_size"
+            )
+        self._check_memory_parallel(world_size // self.parallelism.pipeline)
+
+    def _check_memory_parallel(self, stage_ranks: int) -> None:
+        if self.memory.span_list and self.memory.parallel_size != "auto":
+            require_divides(
+                "memory.parallel_size",
+                int(self.memory.parallel_size),
+                "the ranks of one pipeline stage",
+                stage_ranks,
+            )

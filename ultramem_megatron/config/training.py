@@ -1,0 +1,52 @@
+"""How long and how much at a time."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from ultramem_megatron.config.check import require_divides, require_positive
+
+
+class Precision(StrEnum):
+    """Type of weights and activations. Gradients, master weights and moments are fp32 in either case."""
+
+    BF16 = "bf16"
+    FP32 = "fp32"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingConfig:
+    """Steps, batch sizes, precision, validation."""
+
+    steps: int = 200
+    """Optimizer steps of the whole run. The order of samples does not depend on it."""
+
+    global_batch_size: int = 16
+    """Samples of one optimizer step, over all ranks."""
+
+    micro_batch_size: int = 4
+    """Samples of one forward pass on one data-parallel rank."""
+
+    seed: int = 1234
+    """Seed of weights and of the order of samples."""
+
+    precision: Precision = Precision.BF16
+    """Type of weights and activations."""
+
+    eval_interval: int = 100
+    """Validate every so many steps, and at the end; 0 for never."""
+
+    eval_batches: int = 8
+    """Global batches of one validation, per data source."""
+
+    stop_after: int = 0
+    """Save and end after this step as if asked by a signal, the schedule unchanged; 0 for never."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "global_batch_size", "micro_batch_size", "eval_batches"):
+            require_positive(f"training.{name}", getattr(self, name))
+        require_divides(
+            "training.micro_batch_size",
+            self.micro_batch_size,
+            "training.global_batch_size",
+            self.global_batch_size,
+        )

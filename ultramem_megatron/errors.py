@@ -1,0 +1,25 @@
+"""The errors a user can meet. Each says where, what, why, and what to do; ``assert`` is for our own bugs."""
+
+
+class UltraMemError(ValueError):
+    """Something the user can mend. The command line prints it as one paragraph and exits with 2."""
+
+
+class ConfigError(UltraMemError):
+    """A setting is unknown, out of range, or contradicts another one."""
+
+
+class PlanError(UltraMemError):
+    """No partition of the memory tables fits the cluster, or a plan belongs to another run."""
+
+
+class LaunchError(UltraMemError):
+    """The processes of a run were started in a way that cannot work."""
+
+
+class DataError(UltraMemError):
+    """A corpus, tokenizer or indexed dataset is missing, damaged or does not fit the run."""
+
+
+class CheckpointError(UltraMemError):
+    """A checkpoint is incomplete, damaged or belongs to another model."""
