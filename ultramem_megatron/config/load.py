@@ -34,9 +34,7 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not readable as YAML: {error}") from None
     if not isinstance(from_file, dict):
-        raise ConfigError(
-            f"{path} must hold sections (model:, memory:, ...), not a {type(from_file).__name__}"
-        )
+        raise ConfigError(f"{path} must hold sections (model:, memory:, ...), not a {type(from_file).__name__}")
     return resolve([(str(path), from_file), *map(parse_override, overrides)])
 
 
@@ -54,7 +52,7 @@ def parse_override(text: str) -> tuple[str, dict[str, Any]]:
     return text, nested
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML ships no types
     """YAML 1.2 numbers: ``1e-4`` is a float, and ``1:2`` is text, not 62 as YAML 1.1 reads it."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
@@ -63,9 +61,7 @@ class _Loader(yaml.SafeLoader):
     }
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:int", re.compile(r"[-+]?[0-9][0-9_]*$"), list("-+0123456789")
-)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?[0-9][0-9_]*$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"),
@@ -88,7 +84,9 @@ def resolve(layers: Iterable[tuple[str, dict[str, Any]]]) -> RunConfig:
     for origin, nested in layers:
         _refuse_unknown_keys(nested, RunConfig, origin)
         plain = OmegaConf.merge(plain, nested)
-    return _build(RunConfig, OmegaConf.to_container(plain), "")
+    config = _build(RunConfig, OmegaConf.to_container(plain), "")
+    assert isinstance(config, RunConfig)
+    return config
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -113,9 +111,7 @@ def _refuse_unknown_keys(nested: dict[str, Any], kind: type, origin: str, prefix
             raise ConfigError(_unknown_key(f"{prefix}{key}", origin))
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, dict):
-                raise ConfigError(
-                    f"{origin}: {prefix}{key} is a section and needs keys of its own, not {value}"
-                )
+                raise ConfigError(f"{origin}: {prefix}{key} is a section and needs keys of its own, not {value}")
             _refuse_unknown_keys(value, hints[key], origin, f"{prefix}{key}.")
 
 
@@ -150,7 +146,7 @@ def _typed(kind: type, key: str, hint: Any, value: Any, path: str) -> Any:
         node = OmegaConf.structured(kind)
         OmegaConf.set_readonly(node, False)  # frozen dataclasses come read-only
         OmegaConf.update(node, key, value)
-        return OmegaConf.to_container(node)[key]  # type: ignore[index,call-overload]
+        return OmegaConf.to_container(node)[key]
     except OmegaConfBaseException as error:
         first = str(error).splitlines()[0]
         raise ConfigError(f"{path}{key} = {value!r} has the wrong type: {first}") from None

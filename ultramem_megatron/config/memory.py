@@ -161,9 +161,7 @@ class MemoryConfig:
             )
         parse_spans(self.spans)
         if self.parallel_size != "auto" and (not self.parallel_size.isdigit() or int(self.parallel_size) < 1):
-            raise ConfigError(
-                f"memory.parallel_size = {self.parallel_size} must be auto or a number of ranks from 1"
-            )
+            raise ConfigError(f"memory.parallel_size = {self.parallel_size} must be auto or a number of ranks from 1")
 
     @property
     def span_list(self) -> tuple[Span, ...]:
