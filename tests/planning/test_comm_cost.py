@@ -1,0 +1,164 @@
+"""Bytes: the paper's table, our own against counts by hand, and properties of both."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ultramem_megatron.config.memory import PartitionName
+from ultramem_megatron.planning.comm_cost import (
+    LookupShape,
+    SyncBytes,
+    WireBytes,
+    dimension_wise_bytes,
+    number_wise_bytes,
+    paper_break_even_value_dim,
+    paper_dimension_wise_bytes,
+    paper_number_wise_bytes,
+    partition_bytes,
+    table_sync_bytes,
+)
+from ultramem_megatron.units import MIB
+
+SMALL = LookupShape(tokens=5, picks=3, value_dim=8, element_bytes=2, expansion=4, cores=2)
+
+
+@pytest.mark.parametrize(
+    ("value_dim", "picks", "ranks", "number_wise", "dimension_wise"),
+    [
+        (192, 32, 8, 10_864, 1_680),
+        (512, 32, 8, 28_784, 2_240),
+        (768, 70, 8, 94_325, 4_284),
+        (1024, 84, 8, 150_822, 5_320),
+        (1024, 84, 64, 169_674.75, 33_768),
+        (1024, 84, 512, 172_031.34, 259_588),
+    ],
+)
+def test_the_papers_volumes_per_token(
+    value_dim: int, picks: int, ranks: int, number_wise: float, dimension_wise: float
+) -> None:
+    assert paper_number_wise_bytes(1, picks, value_dim, ranks) == pytest.approx(number_wise, abs=0.0051)
+    assert paper_dimension_wise_bytes(1, picks, value_dim, ranks) == pytest.approx(dimension_wise, abs=0.0051)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "number_wise", "dimension_wise", "with_expansion_and_cores"),
+    [
+        (8, 589.15, 20.78, 46.38),
+        (64, 662.79, 131.91, 196.88),
+        (256, 670.68, 510.00, 701.25),
+        (512, 672.0, 1014.02, 1373.31),
+    ],
+)
+def test_the_papers_volumes_at_4096_tokens(
+    ranks: int, number_wise: float, dimension_wise: float, with_expansion_and_cores: float
+) -> None:
+    assert paper_number_wise_bytes(4096, 84, 1024, ranks) / MIB == pytest.approx(number_wise, abs=0.0051)
+    assert paper_dimension_wise_bytes(4096, 84, 1024, ranks) / MIB == pytest.approx(dimension_wise, abs=0.0051)
+    extended = paper_dimension_wise_bytes(4096, 84, 1024, ranks, expansion=4, cores=2)
+    assert extended / MIB == pytest.approx(with_expansion_and_cores, abs=0.0051)
+
+
+@pytest.mark.parametrize(
+    ("picks", "expansion", "cores", "break_even"),
+    [
+        (16, 1, 1, [4.3, 10.7, 23.5, 49.1, 100.3, 202.7, 407.5, 817.1, 1636.3, 3274.7]),
+        (32, 1, 1, [4.1, 10.3, 22.7, 47.5, 97.0, 196.1, 394.3, 790.7, 1583.5, 3169.0]),
+        (84, 1, 1, [4.0, 10.1, 22.3, 46.6, 95.1, 192.3, 386.6, 775.2, 1552.5, 3107.0]),
+        (84, 4, 2, [6.3, 14.7, 31.5, 65.1, 132.3, 266.7, 535.5, 1073.1, 2148.3, 4298.7]),
+    ],
+)
+def test_break_even_widths(picks: int, expansion: int, cores: int, break_even: list[float]) -> None:
+    found = [paper_break_even_value_dim(picks, 2**power, expansion, cores) for power in range(1, 11)]
+    assert found == pytest.approx(break_even, abs=0.051)
+
+
+@pytest.mark.parametrize(("value_dim", "picks", "ranks"), [(512, 32, 166), (768, 70, 253), (1024, 84, 338)])
+def test_break_even_ranks(value_dim: int, picks: int, ranks: int) -> None:
+    """Dimension-wise still wins at the rank count given, and no longer some ranks later."""
+    assert paper_break_even_value_dim(picks, ranks - 1) < value_dim < paper_break_even_value_dim(picks, ranks + 1)
+
+
+@given(picks=st.integers(5, 200), ranks=st.integers(2, 1024), expansion=st.integers(1, 4), cores=st.integers(1, 4))
+def test_volumes_are_equal_at_the_break_even(picks: int, ranks: int, expansion: int, cores: int) -> None:
+    width = paper_break_even_value_dim(picks, ranks, expansion, cores)
+    below, above = math.floor(width), math.ceil(width) + 1
+    for value_dim, dimension_wise_is_dearer in ((below, True), (above, False)):
+        number_wise = paper_number_wise_bytes(1, picks, value_dim, ranks)
+        dimension_wise = paper_dimension_wise_bytes(1, picks, value_dim, ranks, expansion, cores)
+        assert (dimension_wise >= number_wise * (1 - 1e-12)) is dimension_wise_is_dearer
+
+
+def test_few_picks_never_favour_dimension_wise() -> None:
+    assert paper_break_even_value_dim(1, 8) == math.inf
+    assert paper_break_even_value_dim(4, 8, expansion=4) == math.inf
+
+
+def test_number_wise_by_hand() -> None:
+    """4 ranks; 11 of the 15 lookups leave, 9 of other ranks are answered; a row is 8 x 2 bytes."""
+    wire = number_wise_bytes(SMALL, 4, off_rank_lookups=11, served_lookups=9)
+    assert wire.forward == {"split_sizes": 24, "row_numbers": 44, "rows": 144}
+    assert wire.backward == {"row_gradients": 176}
+    assert (wire.forward_bytes, wire.backward_bytes) == (212, 176)
+
+
+def test_number_wise_expects_equally_likely_rows() -> None:
+    wire = number_wise_bytes(SMALL, 4)
+    assert wire.forward["row_numbers"] == 4 * 15 * 3 / 4
+    assert wire.forward["rows"] == 16 * 15 * 3 / 4
+    assert wire == number_wise_bytes(SMALL, 4, off_rank_lookups=11.25)
+
+
+def test_dimension_wise_by_hand() -> None:
+    """4 ranks; 15 picks go to 3 others; 5 tokens x 4 blocks x 2 columns x 2 bytes go to each of 3 others."""
+    wire = dimension_wise_bytes(SMALL, 4)
+    assert wire.forward == {"row_numbers": 180, "blocks": 45, "scores": 180, "pooled_pieces": 240}
+    assert wire.backward == {"pooled_gradients": 240, "score_gradients": 360}
+    assert (wire.forward_bytes, wire.backward_bytes) == (645, 600)
+
+
+def test_dimension_wise_of_pkm_sends_no_blocks() -> None:
+    shape = replace(SMALL, expansion=1, cores=1, element_bytes=4)
+    wire = dimension_wise_bytes(shape, 2)
+    assert wire.forward == {"row_numbers": 60, "blocks": 0, "scores": 60, "pooled_pieces": 80}
+    assert wire.backward == {"pooled_gradients": 80, "score_gradients": 60}
+
+
+def test_one_rank_sends_nothing() -> None:
+    for partition in (PartitionName.NUMBER_WISE, PartitionName.DIMENSION_WISE, PartitionName.REPLICATED):
+        wire = partition_bytes(partition, SMALL, 1)
+        assert wire.forward_bytes == wire.backward_bytes == 0
+
+
+def test_ours_equals_the_paper_where_both_count_the_same() -> None:
+    shape = LookupShape(tokens=4096, picks=84, value_dim=1024, element_bytes=2)
+    number_wise = number_wise_bytes(shape, 64)
+    assert number_wise.forward_bytes - number_wise.forward["split_sizes"] == paper_number_wise_bytes(4096, 84, 1024, 64)
+    assert dimension_wise_bytes(shape, 64).forward_bytes == paper_dimension_wise_bytes(4096, 84, 1024, 64)
+
+
+def test_adding_joins_by_name() -> None:
+    total = dimension_wise_bytes(SMALL, 4) + number_wise_bytes(SMALL, 4, off_rank_lookups=11)
+    assert total.breakdown["forward.row_numbers"] == 180 + 44
+    assert total.breakdown["forward.blocks"] == 45
+    assert total.breakdown["backward.row_gradients"] == 176
+    assert total.forward_bytes == 645 + 24 + 44 + 176
+    assert WireBytes() + total == total
+    assert sum(total.breakdown.values()) == total.forward_bytes + total.backward_bytes
+    assert SyncBytes(1, 2) + SyncBytes(10, 20) == SyncBytes(11, 22)
+
+
+def test_table_sync_by_hand() -> None:
+    sync = table_sync_bytes(shard_elements=1200, replicas=4, element_bytes=2)
+    assert (sync.gradient_bytes, sync.weight_bytes, sync.total_bytes) == (3600, 1800, 5400)
+    assert table_sync_bytes(shard_elements=1200, replicas=1, element_bytes=2).total_bytes == 0
+
+
+@given(tokens=st.integers(1, 5000), picks=st.integers(1, 100), ranks=st.integers(1, 64), piece=st.integers(1, 32))
+def test_dimension_wise_counts_are_whole_bytes(tokens: int, picks: int, ranks: int, piece: int) -> None:
+    shape = LookupShape(tokens=tokens, picks=picks, value_dim=piece * ranks, element_bytes=2, expansion=4, cores=2)
+    wire = dimension_wise_bytes(shape, ranks)
+    assert all(isinstance(count, int) for count in wire.breakdown.values())
+    assert wire.backward["pooled_gradients"] == wire.forward["pooled_pieces"]

@@ -1,0 +1,62 @@
+"""What a rank does in a step, and where the tables sit in the pipeline."""
+
+import pytest
+
+from ultramem_megatron.config.load import resolve
+from ultramem_megatron.errors import ConfigError
+from ultramem_megatron.planning.workload import workload_of
+
+MEMORY = {"variant": "ultramem", "spans": "1:1/2:2/5:6"}
+
+
+def test_tokens_and_micro_batches_of_a_rank() -> None:
+    """8 ranks = tensor 2 x data 2 x pipeline 2; 16 samples a step, 4 at a time on each of 2 data ranks."""
+    config = resolve(
+        [
+            (
+                "test",
+                {
+                    "model": {"layers": 8, "seq_length": 64},
+                    "memory": MEMORY,
+                    "parallelism": {"tensor": 2, "pipeline": 2},
+                    "training": {"global_batch_size": 16, "micro_batch_size": 4, "precision": "bf16"},
+                },
+            )
+        ]
+    )
+    workload = workload_of(config, 8)
+    assert (workload.data_ranks, workload.stage_ranks, workload.micro_batches) == (2, 4, 2)
+    assert workload.micro_batch_tokens == 256
+    assert workload.lookup.tokens == 128
+    assert (workload.lookup.picks, workload.lookup.expansion, workload.lookup.cores) == (32, 4, 2)
+    assert workload.element_bytes == 2
+    assert workload.tables_of_stage == (2, 1)
+    assert workload.busiest_stage_tables == 2
+
+
+def test_virtual_stages_are_dealt_in_turn() -> None:
+    """Chunks of 2 blocks go to stages 0, 1, 0, 1: block 5 is back on stage 0."""
+    config = resolve(
+        [
+            (
+                "test",
+                {
+                    "model": {"layers": 8},
+                    "memory": MEMORY,
+                    "parallelism": {"pipeline": 2, "virtual_pipeline": 2},
+                },
+            )
+        ]
+    )
+    assert workload_of(config, 2).tables_of_stage == (3, 0)
+
+
+def test_pkm_has_one_pooled_vector_and_one_score() -> None:
+    config = resolve([("test", {"memory": {"variant": "pkm", "spans": "1:1"}, "training": {"precision": "fp32"}})])
+    lookup = workload_of(config, 1).lookup
+    assert (lookup.expansion, lookup.cores, lookup.element_bytes) == (1, 1, 4)
+
+
+def test_ranks_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"training.global_batch_size = 16 must be a multiple"):
+        workload_of(resolve([]), 3)

@@ -1,0 +1,1 @@
+"""Corpora, tokenizer, indexed datasets, and the samples that training reads from them."""

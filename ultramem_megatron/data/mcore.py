@@ -1,0 +1,134 @@
+"""The parts of megatron-core 0.16.1 that ``data`` uses. No other file of ``data`` imports megatron."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+with warnings.catch_warnings():
+    # they name optional accelerators that data does not use; `ultramem doctor` reports those
+    warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
+    from megatron.core.datasets import helpers
+    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+    from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+    from megatron.core.datasets.utils import Split
+
+__all__ = ["EpochIndex", "GPTEpoch", "IndexedDataset", "IndexedDatasetBuilder", "blend"]
+
+
+@dataclass(frozen=True, slots=True)
+class EpochIndex:
+    """What makes one epoch of samples out of documents; the arrays that mcore calls by these names."""
+
+    document_index: np.ndarray
+    sample_index: np.ndarray
+    shuffle_index: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class _TokenRange:
+    """What GPTDataset reads of a tokenizer."""
+
+    vocab_size: int
+    eod: int
+    pad: int = -1
+    """No token has it: mcore zeroes and masks every pad token that it meets in the text."""
+    unique_identifiers: dict[str, Any] = field(default_factory=dict)
+
+
+class GPTEpoch(GPTDataset):  # type: ignore[misc]
+    """Exactly one epoch of a ``.bin``/``.idx`` pair: ``len`` samples of ``seq_length`` tokens, shuffled.
+
+    A whole GPTDataset of many epochs orders its samples by how many were asked for; one that holds one epoch
+    does not, so that the length of a run cannot leak into the order of its data.
+
+    Args:
+        documents: The pair. Several epochs share it.
+        seq_length: Tokens of a sample; mcore reads one more for the labels.
+        seed: Of the order of documents and of samples.
+        vocab_size: Of the tokenizer.
+        eod: Token that ends a document.
+        index: A stored index of this very epoch, or None to build one.
+    """
+
+    def __init__(
+        self,
+        documents: IndexedDataset,
+        *,
+        seq_length: int,
+        seed: int,
+        vocab_size: int,
+        eod: int,
+        index: EpochIndex | None = None,
+    ) -> None:
+        config = GPTDatasetConfig(
+            random_seed=seed,
+            sequence_length=seq_length,
+            tokenizer=_TokenRange(vocab_size, eod),
+            blend=([documents.path_prefix], None),
+            split="1",
+            # empty, not None: mcore then neither stores the index nor lets rank 0 alone build it
+            path_to_cache="",
+            reset_position_ids=False,
+            reset_attention_mask=False,
+            eod_mask_loss=False,
+            create_attention_mask=False,
+        )
+        self._stored = index
+        numbers = np.arange(len(documents), dtype=np.int32)
+        with _without_cache_warning():
+            super().__init__(documents, documents.path_prefix, numbers, None, Split.train, config)
+
+    def _build_document_sample_shuffle_indices(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if self._stored is None:
+            return super()._build_document_sample_shuffle_indices()  # type: ignore[no-any-return]
+        return self._stored.document_index, self._stored.sample_index, self._stored.shuffle_index
+
+    @property
+    def index(self) -> EpochIndex:
+        """The index, to be stored."""
+        return EpochIndex(self.document_index, self.sample_index, self.shuffle_index)
+
+    def sample(self, position: int) -> dict[str, Tensor]:
+        """``tokens`` and ``labels``, int64 [seq_length]."""
+        item = self[position]
+        return {"tokens": item["tokens"], "labels": item["labels"]}
+
+
+@contextmanager
+def _without_cache_warning() -> Iterator[None]:
+    """mcore warns at each build that it stores no index; ``index_cache.py`` does that instead."""
+    logger = logging.getLogger("megatron.core.datasets.gpt_dataset")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def open_documents(stem: Path) -> IndexedDataset:
+    """The pair ``stem.bin``, ``stem.idx``, memory-mapped. Check it first: mcore reads a short file as it is."""
+    return IndexedDataset(str(stem), mmap=True)
+
+
+def blend(weights: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Source (int16) and number within the source (int64) of the first ``size`` samples.
+
+    Greedy: each sample goes to the source that is furthest behind its share, so a longer blend begins with
+    the shorter one.
+
+    Args:
+        weights: float64, summing to 1.
+        size: Samples.
+    """
+    source = np.zeros(size, dtype=np.int16)
+    number = np.zeros(size, dtype=np.int64)
+    helpers.build_blending_indices(source, number, weights, len(weights), size, False)
+    return source, number

@@ -1,0 +1,1 @@
+"""The memory layers: retrieval (dense), value table (sharded), output projection (dense)."""

@@ -1,0 +1,112 @@
+"""One memory layer: retrieval -> value table -> projection. The variants differ only in their parts."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
+from torch import Tensor, nn
+
+from ultramem_megatron.memory.auxiliary_loss import attach_loss, core_penalty
+from ultramem_megatron.memory.initial_rules import InitialRule
+from ultramem_megatron.memory.token_share import TokenShare
+from ultramem_megatron.memory.value_table import ValueTable
+from ultramem_megatron.parallel.partition.base import Picks
+
+# Letters: s tokens of a sequence on this rank, b sequences, D hidden width, T tokens, K picks, E blocks, V value dim.
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerPlace:
+    """What a memory layer must know of the run around it."""
+
+    share: TokenShare
+    tp: dist.ProcessGroup
+    dp_cp: dist.ProcessGroup
+    mem_dp: dist.ProcessGroup
+    dtype: torch.dtype
+    """Type of the parameters."""
+    loss_scale: float
+    """Gradient of the auxiliary loss in one backward pass: 1 / micro-batches, and 1 / tensor-parallel ranks because
+    their gradients of dense memory parameters are summed."""
+
+
+class OutputProjection(nn.Module):
+    """The E pooled vectors -> D: the sum of the blocks' W_p in one matrix (paper eq. 14-15)."""
+
+    def __init__(self, inputs: int, hidden: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(hidden, inputs, dtype=dtype))
+
+    def forward(self, pooled_TEV: Tensor) -> Tensor:
+        """[T, E, V] -> [T, D]."""
+        return F.linear(pooled_TEV.flatten(1), self.weight)
+
+
+class MemoryLayer(nn.Module):
+    """Reads hidden states [s, b, D] and returns what is to be added to the residual stream, [s, b, D]."""
+
+    def __init__(
+        self,
+        *,
+        place: LayerPlace,
+        retrieval: nn.Module,
+        addresses: nn.Module,
+        table: ValueTable,
+        projection: OutputProjection | None,
+        auxiliary: tuple[float, float],
+        rules: dict[str, InitialRule],
+    ) -> None:
+        """``auxiliary``: weight and margin of the core penalty. ``rules``: how each parameter starts, by name."""
+        super().__init__()
+        self.retrieval, self.addresses, self.table = retrieval, addresses, table
+        self.projection: nn.Module = projection if projection is not None else nn.Flatten()
+        self.place, self.auxiliary, self.rules = place, auxiliary, rules
+        self.health: Any = None
+        assert set(rules) == {name for name, _ in self.named_parameters()}
+        for name, parameter in self.named_parameters():
+            if not name.startswith("table."):
+                # computed from this rank's tokens only: summed over tensor parallel, as norms are
+                parameter.sequence_parallel = True  # type: ignore[attr-defined]
+
+    def forward(self, x_sbD: Tensor) -> Tensor:
+        x_sbD = self.place.share.enter(x_sbD)
+        picks = self.retrieve(x_sbD)
+        pooled_TEV = self.table(picks)
+        out_sbD = self.projection(pooled_TEV).view(x_sbD.shape)
+        return self.place.share.leave(self._with_penalty(out_sbD))
+
+    def retrieve(self, x_sbD: Tensor) -> Picks:
+        """The picks of this rank's tokens."""
+        slots_TK, scores_hTK = self.retrieval(x_sbD)
+        rows_TK, blocks_TK = self.addresses(slots_TK)
+        return Picks(rows_TK, blocks_TK, scores_hTK.to(self.table.weight.dtype))
+
+    def begin_step(self) -> None:
+        """Once before the micro-batches of an optimizer step: refresh u and t."""
+        if hasattr(self.retrieval, "core"):
+            self.retrieval.core.refresh()
+
+    def penalty(self) -> Tensor | None:
+        """The auxiliary loss of this layer; None where the variant has no core or its weight is 0."""
+        weight, margin = self.auxiliary
+        if weight == 0 or not hasattr(self.retrieval, "core"):
+            return None
+        return core_penalty(self.retrieval.core.weight, weight, margin)
+
+    def _with_penalty(self, out_sbD: Tensor) -> Tensor:
+        penalty = self.penalty() if torch.is_grad_enabled() else None
+        return out_sbD if penalty is None else attach_loss(out_sbD, penalty, self.place.loss_scale)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Dense parts are replicated over tensor and data parallel; the table describes its own shard."""
+        state = self.state_dict(prefix="", keep_vars=True)
+        dense = {name: value for name, value in state.items() if not name.startswith("table.")}
+        sharded = make_sharded_tensors_for_checkpoint(
+            dense, prefix, sharded_offsets=sharded_offsets, tp_group=self.place.tp, dp_cp_group=self.place.dp_cp
+        )
+        return {**sharded, **self.table.sharded_state_dict(f"{prefix}table.", sharded_offsets, metadata)}

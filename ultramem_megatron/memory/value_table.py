@@ -1,0 +1,54 @@
+"""The value table: this rank's shard of one logical [N, V] parameter."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.dist_checkpointing import ShardedTensor
+from torch import Tensor, nn
+
+from ultramem_megatron.parallel.partition.base import Picks, ValuePartition
+
+
+class ValueTable(nn.Module):
+    """Holds the shard, hands lookups to its partition, and knows its place in the logical table.
+
+    The parameter rides Megatron's expert-parallel path: ``allreduce = False`` puts it into DDP's expert buffers,
+    which are reduced over ``mem_dp`` (``parallel/groups.py``), at every group size, 1 included, so that the chain of
+    optimizers has the same shape in every layout and a checkpoint loads under any other.
+    """
+
+    def __init__(self, partition: ValuePartition, mem_dp: dist.ProcessGroup, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.partition = partition
+        self.mem_dp = mem_dp
+        self.shard = partition.shard(partition.channel.rank)
+        self.weight = nn.Parameter(torch.empty(self.shard.shape, dtype=dtype))
+        self.weight.allreduce = False  # type: ignore[attr-defined]
+        # every rank's shard is its own: count it in the gradient norm on all tensor-parallel ranks
+        self.weight.tensor_model_parallel = True  # type: ignore[attr-defined]
+
+    def forward(self, picks: Picks) -> Tensor:
+        """pooled_TEV of the tokens of this rank. Collective over ``mem``; all ranks have as many tokens."""
+        tokens = [picks.rows_TK.shape[0]] * self.partition.channel.size
+        return self.partition(self.weight, picks, tokens)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, ShardedTensor]:
+        """The shard in the coordinates of the logical table; any partition loads what any other saved."""
+        assert not sharded_offsets, "a table belongs to no stack of layers"
+        rows, columns = self.shard.rows, self.shard.columns
+        key = f"{prefix}weight"
+        return {
+            key: ShardedTensor(
+                key=key,
+                data=self.weight,
+                dtype=self.weight.dtype,
+                local_shape=tuple(self.weight.shape),
+                global_shape=(self.partition.table.num_rows, self.partition.table.value_dim),
+                global_offset=(rows.start, columns.start),
+                axis_fragmentations=None,  # rows need not divide evenly
+                replica_id=(0, 0, self.mem_dp.rank()),
+            )
+        }

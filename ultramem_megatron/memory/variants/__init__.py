@@ -1,0 +1,1 @@
+"""The memory variants, one composition a file (README.md: to add one)."""

@@ -1,0 +1,174 @@
+"""Every metric of the project. To add one, see ``monitor/README.md``."""
+
+from ultramem_megatron.metrics.metric import Metric, Reduction
+
+LOSS = Metric(
+    name="train/loss",
+    unit="nats per token",
+    reduction=Reduction.MEAN,
+    help="Cross-entropy of the next token over the global batch, without the auxiliary loss.",
+)
+AUXILIARY_LOSS = Metric(
+    name="train/auxiliary_loss",
+    unit="nats per token",
+    reduction=Reduction.MEAN,
+    help="Penalty on the lesser singular values of the Tucker cores, weighted as it is added to the loss. It should "
+    "fall to zero early: then one rank of each core dominates and the two-stage top-m is nearly exact.",
+)
+GRADIENT_NORM = Metric(
+    name="train/gradient_norm",
+    unit="L2 norm",
+    reduction=Reduction.LAST,
+    help="Norm of all gradients together, value tables included, before clipping. Spikes come before a loss spike.",
+)
+LEARNING_RATE = Metric(
+    name="train/learning_rate",
+    unit="per step",
+    reduction=Reduction.LAST,
+    help="Learning rate of the dense parameters in this step.",
+)
+VALUE_LEARNING_RATE = Metric(
+    name="train/value_learning_rate",
+    unit="per step",
+    reduction=Reduction.LAST,
+    help="Learning rate of the value tables: a multiple of the dense one that falls to 1.",
+)
+CONSUMED_SAMPLES = Metric(
+    name="train/consumed_samples",
+    unit="samples",
+    reduction=Reduction.LAST,
+    help="Training samples since the start of the run, over all ranks and restarts.",
+)
+CONSUMED_TOKENS = Metric(
+    name="train/consumed_tokens",
+    unit="tokens",
+    reduction=Reduction.LAST,
+    help="Training tokens since the start of the run, over all ranks and restarts.",
+)
+
+VALIDATION_LOSS = Metric(
+    name="validation/loss",
+    unit="nats per token",
+    reduction=Reduction.MEAN,
+    help="Cross-entropy on held-out documents: one curve for each data source, and their mean without a label.",
+)
+
+TOKENS_PER_SECOND = Metric(
+    name="throughput/tokens_per_second",
+    unit="tokens/s",
+    reduction=Reduction.LAST,
+    help="Training tokens of all ranks per second, over the last steps; validation and checkpoints do not count.",
+)
+STEP_SECONDS = Metric(
+    name="throughput/step_seconds",
+    unit="seconds",
+    reduction=Reduction.MAX,
+    help="Wall time of this one step. A single high value is a hiccup; a new level is a slow node or link.",
+)
+MODEL_FLOPS_PER_SECOND = Metric(
+    name="throughput/model_flops_per_second",
+    unit="FLOP/s",
+    reduction=Reduction.LAST,
+    help="Arithmetic that the model needs (recomputation not counted) per second, all ranks together.",
+)
+
+SLOT_USAGE_FRACTION = Metric(
+    name="memory/slot_usage_fraction",
+    unit="fraction",
+    reduction=Reduction.MEAN,
+    help="Share of a table's rows read at least once since the last report; a fall means that the keys collapse.",
+)
+TOP1_SCORE = Metric(
+    name="memory/top1_score",
+    unit="score",
+    reduction=Reduction.MEAN,
+    help="Highest retrieval score of a token, averaged over tokens. Growth without end foretells divergence "
+    "(UltraMem paper, Figure 10).",
+)
+MEAN_SCORE = Metric(
+    name="memory/mean_score",
+    unit="score",
+    reduction=Reduction.MEAN,
+    help="Mean retrieval score of the slots kept. Far below the top-1 score: a token reads few rows; close: many.",
+)
+OUTPUT_STD = Metric(
+    name="memory/output_std",
+    unit="standard deviation",
+    reduction=Reduction.MEAN,
+    help="Standard deviation of what a memory layer adds to the residual stream. Should stay flat late in training "
+    "(UltraMem paper, Figure 10).",
+)
+SINGULAR_VALUE_RATIO = Metric(
+    name="memory/singular_value_ratio",
+    unit="ratio",
+    reduction=Reduction.MEAN,
+    help="Second singular value of the Tucker core over the first. The smaller, the closer the two-stage top-m "
+    "comes to the exact one.",
+)
+RESIDENT_BYTES = Metric(
+    name="memory/resident_bytes",
+    unit="bytes",
+    reduction=Reduction.MAX,
+    help="Host memory of the largest training process (resident set). A steady rise is a leak.",
+)
+
+FORWARD_BYTES = Metric(
+    name="communication/forward_bytes",
+    unit="bytes per micro-batch and rank",
+    reduction=Reduction.MEAN,
+    help="Payload that a rank sent for a memory layer in the forward pass, counted at the collectives.",
+)
+BACKWARD_BYTES = Metric(
+    name="communication/backward_bytes",
+    unit="bytes per micro-batch and rank",
+    reduction=Reduction.MEAN,
+    help="Payload that a rank sent for a memory layer in the backward pass, counted at the collectives.",
+)
+PREDICTED_FORWARD_BYTES = Metric(
+    name="communication/predicted_forward_bytes",
+    unit="bytes per micro-batch and rank",
+    reduction=Reduction.MEAN,
+    help="The planner's figure for the forward payload; a gap to the measured one is a planner that misjudges.",
+)
+PREDICTED_BACKWARD_BYTES = Metric(
+    name="communication/predicted_backward_bytes",
+    unit="bytes per micro-batch and rank",
+    reduction=Reduction.MEAN,
+    help="The planner's figure for the backward payload.",
+)
+
+METRICS: tuple[Metric, ...] = (
+    LOSS,
+    AUXILIARY_LOSS,
+    GRADIENT_NORM,
+    LEARNING_RATE,
+    VALUE_LEARNING_RATE,
+    CONSUMED_SAMPLES,
+    CONSUMED_TOKENS,
+    VALIDATION_LOSS,
+    TOKENS_PER_SECOND,
+    STEP_SECONDS,
+    MODEL_FLOPS_PER_SECOND,
+    SLOT_USAGE_FRACTION,
+    TOP1_SCORE,
+    MEAN_SCORE,
+    OUTPUT_STD,
+    SINGULAR_VALUE_RATIO,
+    RESIDENT_BYTES,
+    FORWARD_BYTES,
+    BACKWARD_BYTES,
+    PREDICTED_FORWARD_BYTES,
+    PREDICTED_BACKWARD_BYTES,
+)
+
+
+def find_metric(full_name: str) -> Metric | None:
+    """The metric behind a name as sinks see it, with or without label; None for a name of someone else's."""
+    name = "/".join(full_name.split("/")[:2])
+    return next((metric for metric in METRICS if metric.name == name), None)
+
+
+def catalogue_table() -> str:
+    """All metrics as a Markdown table, for people."""
+    rows = [f"| {metric.name} | {metric.unit} | {metric.help} |" for metric in METRICS]
+    return "\n".join(["| metric | unit | meaning |", "| --- | --- | --- |", *rows])

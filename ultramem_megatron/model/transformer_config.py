@@ -1,0 +1,62 @@
+"""RunConfig -> megatron-core's TransformerConfig. The only file that names its fields."""
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from ultramem_megatron.config.run import RunConfig
+from ultramem_megatron.config.training import Precision
+
+DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP32: torch.float32}
+
+
+def parameter_dtype(config: RunConfig) -> torch.dtype:
+    """Type of weights and activations."""
+    return DTYPES[config.training.precision]
+
+
+def transformer_config(config: RunConfig) -> TransformerConfig:
+    """The dense Transformer's settings."""
+    model, parallelism = config.model, config.parallelism
+    virtual = parallelism.virtual_pipeline if parallelism.virtual_pipeline > 1 else None
+    dtype = parameter_dtype(config)
+    return TransformerConfig(
+        num_layers=model.layers,
+        hidden_size=model.hidden,
+        ffn_hidden_size=model.ffn_hidden,
+        num_attention_heads=model.heads,
+        normalization="RMSNorm",
+        layernorm_epsilon=model.norm_epsilon,
+        gated_linear_unit=model.gated_mlp,
+        activation_func=F.silu if model.gated_mlp else F.gelu,
+        add_bias_linear=False,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+        tensor_model_parallel_size=parallelism.tensor,
+        pipeline_model_parallel_size=parallelism.pipeline,
+        virtual_pipeline_model_parallel_size=virtual,
+        sequence_parallel=parallelism.sequence,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=config.training.precision is Precision.BF16,
+        # weights are set from seed, name and global index afterwards (model/initial_weights.py); megatron-core still
+        # runs its own initialisation, because that is where it marks parameters as split over tensor parallel
+        init_method=_leave,
+        output_layer_init_method=_leave,
+        embedding_init_method=_leave,
+        # fused paths of megatron-core that need Transformer Engine, Apex or CUDA
+        gradient_accumulation_fusion=False,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        apply_rope_fusion=False,
+        persist_layer_norm=False,
+        cross_entropy_loss_fusion=False,
+        deallocate_pipeline_outputs=True,
+        batch_p2p_comm=torch.cuda.is_available(),
+    )
+
+
+def _leave(weight: Tensor) -> Tensor:
+    return weight

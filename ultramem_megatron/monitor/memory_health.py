@@ -1,0 +1,91 @@
+"""Numbers that tell whether a memory layer is well: is the table used, do scores or outputs run away?
+
+Which to watch: UltraMem paper (arXiv 2411.12364), Figure 10, and slot usage. Results are tensors without
+dimensions on the device of the input, so nothing waits for a device until somebody reads them. A mean over no
+tokens is NaN: a rank without tokens should not record it.
+"""
+
+# Letters: T tokens on this rank, K slots kept per token, N physical rows of the table, r Tucker rank.
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class SlotUsage:
+    """Which physical rows of one table were read since the last reset. One byte a row."""
+
+    def __init__(self, num_rows: int, device: torch.device | str = "cpu") -> None:
+        """Nothing read yet, of ``num_rows`` rows; ``device`` is that of the row numbers to come."""
+        self._was_read_N = torch.zeros(num_rows, dtype=torch.uint8, device=device)
+
+    def update(self, rows: Tensor) -> None:
+        """Note the rows read: integers of any shape in ``[0, N)``, repeated or none."""
+        self._was_read_N[rows.flatten().long()] = 1
+
+    def fraction(self, group: dist.ProcessGroup | None = None) -> Tensor:
+        """Share of rows read by this rank, or by any rank of ``group`` (collective over it), fp32."""
+        was_read_N = self._was_read_N
+        if group is not None:
+            was_read_N = was_read_N.clone()
+            dist.all_reduce(was_read_N, op=dist.ReduceOp.MAX, group=group)
+        return was_read_N.mean(dtype=torch.float32)
+
+    def reset(self) -> None:
+        """Forget all reads."""
+        self._was_read_N.zero_()
+
+
+def slot_usage_fraction(rows: Tensor, num_rows: int) -> Tensor:
+    """Share of ``num_rows`` physical rows that occur in ``rows`` (integers of any shape in ``[0, N)``), fp32."""
+    usage = SlotUsage(num_rows, rows.device)
+    usage.update(rows)
+    return usage.fraction()
+
+
+def top1_score(scores: Tensor) -> Tensor:
+    """Highest score of the slots of a token, averaged over everything else, fp32.
+
+    Args:
+        scores: Retrieval scores ``[..., T, K]``; leading dimensions may be score cores or heads.
+    """
+    return scores.detach().float().amax(dim=-1).mean()
+
+
+def mean_score(scores: Tensor) -> Tensor:
+    """Mean over all scores ``[..., T, K]``, fp32."""
+    return scores.detach().float().mean()
+
+
+def score_entropy_fraction(scores: Tensor) -> Tensor:
+    """How evenly a token spreads its weight over its slots, averaged over tokens, fp32 in [0, 1].
+
+    Entropy of the shares ``|score| / sum of |score|`` over the K slots, divided by log K: 0 when one slot takes
+    all, 1 when all weigh the same. Scores have no softmax and may be negative, hence the absolute values.
+
+    Args:
+        scores: Retrieval scores ``[..., T, K]``, K >= 2.
+    """
+    weights = scores.detach().float().abs()
+    shares = weights / weights.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    entropy: Tensor = torch.special.entr(shares).sum(dim=-1).mean()
+    return entropy / math.log(scores.shape[-1])
+
+
+def output_std(output: Tensor) -> Tensor:
+    """Standard deviation over all elements of what a layer adds to the residual stream, any shape, fp32."""
+    return output.detach().float().std(correction=0)
+
+
+def singular_value_ratio(core: Tensor) -> Tensor:
+    """Second over first singular value of Tucker cores, averaged over them, fp32; 0 for rank 1.
+
+    Args:
+        core: ``[..., r, r]``; of several score cores, their sum, because that sum chooses the slots.
+    """
+    values: Tensor = torch.linalg.svdvals(core.detach().float())
+    if values.shape[-1] == 1:
+        return values.new_zeros(())
+    return (values[..., 1] / values[..., 0]).mean()

@@ -1,0 +1,1 @@
+"""AdamW through megatron-core: groups, rates, gradient reduction."""

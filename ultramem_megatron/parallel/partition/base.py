@@ -1,0 +1,102 @@
+"""What every partition of a value table offers, and the local pieces they share."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ultramem_megatron.parallel.channel import Channel
+
+# Letters: N rows of the table, V value dimension, n and v this rank's share of them, T tokens on this rank,
+#          K picks per token, E blocks, h score cores, P ranks of the ``mem`` group.
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TableShape:
+    """One logical value table and how it is read."""
+
+    num_rows: int
+    """Physical rows N."""
+
+    value_dim: int
+    """Width V of a row."""
+
+    blocks: int = 1
+    """Virtual blocks E: a token's picks are pooled for each on their own (IVE)."""
+
+    cores: int = 1
+    """Score cores h: core i weighs the i-th of h equal slices of V (MCS)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picks:
+    """What retrieval found for the tokens of this rank."""
+
+    rows_TK: Tensor
+    """int32 physical rows, in [0, N). A row may occur twice for one token."""
+
+    blocks_TK: Tensor
+    """uint8 virtual block of each pick, in [0, E)."""
+
+    scores_hTK: Tensor
+    """Weight of each pick, one for each core."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The rectangle of the logical table that a rank holds: rows and columns, ends excluded."""
+
+    rows: range
+    columns: range
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Size of the local parameter [n, v]."""
+        return len(self.rows), len(self.columns)
+
+
+class ValuePartition(ABC):
+    """How one value table is split over the ``mem`` group. The three phases of a lookup are
+    ``dispatch``, ``lookup``, ``combine``; only the outer two communicate."""
+
+    def __init__(self, table: TableShape, channel: Channel) -> None:
+        self.table = table
+        self.channel = channel
+
+    @abstractmethod
+    def shard(self, rank: int) -> Shard:
+        """What ``rank`` of the ``mem`` group holds. No communication."""
+
+    @abstractmethod
+    def dispatch(self, picks: Picks, tokens: Sequence[int]) -> Any:
+        """Bring the picks to where their rows can be read. Collective over ``mem``.
+
+        Args:
+            picks: Of the tokens of this rank.
+            tokens: Tokens of every rank of the group; the ranks may differ, and may have none.
+        """
+
+    @abstractmethod
+    def lookup(self, shard_nv: Tensor, dispatched: Any) -> Tensor:
+        """Read this rank's part of the rows. No communication."""
+
+    @abstractmethod
+    def combine(self, found: Tensor, dispatched: Any) -> Tensor:
+        """Bring the results home and pool them. Collective over ``mem``.
+
+        Returns:
+            pooled_TEV in the type of the table: for each token and block, the sum of the picked rows
+            times their scores.
+        """
+
+    def __call__(self, shard_nv: Tensor, picks: Picks, tokens: Sequence[int]) -> Tensor:
+        """The whole lookup, one phase after the other."""
+        dispatched = self.dispatch(picks, tokens)
+        return self.combine(self.lookup(shard_nv, dispatched), dispatched)
+
+
+def even_range(total: int, parts: int, index: int) -> range:
+    """The ``index``-th of ``parts`` nearly equal pieces of ``range(total)``."""
+    return range(index * total // parts, (index + 1) * total // parts)

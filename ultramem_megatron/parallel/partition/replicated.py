@@ -1,0 +1,25 @@
+"""Replicated: every rank holds the whole table and nothing travels (P = 1). Table gradients meet over ``mem_dp``."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ultramem_megatron.parallel.partition.base import Picks, Shard, ValuePartition
+from ultramem_megatron.parallel.partition.pooling import pool, read_rows
+
+
+class Replicated(ValuePartition):
+    """The unsplit lookup."""
+
+    def shard(self, rank: int) -> Shard:
+        return Shard(range(self.table.num_rows), range(self.table.value_dim))
+
+    def dispatch(self, picks: Picks, tokens: Sequence[int]) -> Picks:
+        return picks
+
+    def lookup(self, shard_nv: Tensor, dispatched: Picks) -> Tensor:
+        return read_rows(shard_nv, dispatched.rows_TK)
+
+    def combine(self, found: Tensor, dispatched: Picks) -> Tensor:
+        value_dim = self.table.value_dim
+        return pool(found, dispatched.blocks_TK, dispatched.scores_hTK, self.table.blocks, range(value_dim), value_dim)

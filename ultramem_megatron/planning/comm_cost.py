@@ -1,0 +1,204 @@
+"""Bytes on the wire: payload that one rank sends to *other* ranks.
+
+Two accounts. ``paper_*`` are the formulas of the UltraMem paper (arXiv 2411.12364, section 4), forward only and
+without IVE and MCS. The others count what this project's partitions send, forward and backward, to the byte.
+
+Letters: T tokens of this rank in one micro-batch, K rows a token, P ranks of the ``mem`` group, Dv width of a row,
+E expansion, h cores, b bytes of an element, N rows of the table, M copies of the table. P - 1 of P equally loaded
+shares are elsewhere, hence the factor (P - 1) / P throughout.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ultramem_megatron.config.memory import PartitionName
+
+INT64_BYTES = 8
+INT32_BYTES = 4
+UINT8_BYTES = 1
+FP32_BYTES = 4
+BF16_BYTES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class WireBytes:
+    """What one rank sends for one table in one micro-batch, by name. Fractions of a byte occur in expectations."""
+
+    forward: Mapping[str, float] = field(default_factory=dict)
+    backward: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def forward_bytes(self) -> float:
+        """Sum of the forward pass."""
+        return sum(self.forward.values())
+
+    @property
+    def backward_bytes(self) -> float:
+        """Sum of the backward pass."""
+        return sum(self.backward.values())
+
+    @property
+    def breakdown(self) -> dict[str, float]:
+        """``forward.<name>`` and ``backward.<name>`` -> bytes."""
+        passes = (("forward", self.forward), ("backward", self.backward))
+        return {f"{which}.{name}": count for which, parts in passes for name, count in parts.items()}
+
+    def __add__(self, other: "WireBytes") -> "WireBytes":
+        return WireBytes(_joined(self.forward, other.forward), _joined(self.backward, other.backward))
+
+
+@dataclass(frozen=True, slots=True)
+class SyncBytes:
+    """What one rank sends for one table in one optimizer step, to keep the copies of its shard equal."""
+
+    gradient_bytes: float
+    weight_bytes: float
+
+    @property
+    def total_bytes(self) -> float:
+        """Gradients and weights."""
+        return self.gradient_bytes + self.weight_bytes
+
+    def __add__(self, other: "SyncBytes") -> "SyncBytes":
+        return SyncBytes(self.gradient_bytes + other.gradient_bytes, self.weight_bytes + other.weight_bytes)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LookupShape:
+    """One lookup: the sizes that its traffic depends on. ``pkm`` has E = 1 and h = 1."""
+
+    tokens: int
+    """Tokens of this rank in one micro-batch [T]."""
+
+    picks: int
+    """Rows read per token [K]."""
+
+    value_dim: int
+    """Stored width of a row [Dv]."""
+
+    element_bytes: int
+    """Bytes of an element of rows, scores and pooled values [b]: 2 for bf16, 4 for fp32."""
+
+    expansion: int = 1
+    """Pooled vectors per token [E]."""
+
+    cores: int = 1
+    """Scores per picked row [h]."""
+
+
+def number_wise_bytes(
+    shape: LookupShape, ranks: int, off_rank_lookups: float | None = None, served_lookups: float | None = None
+) -> WireBytes:
+    """Row numbers travel to the owners, rows back; row gradients to the owners.
+
+    Args:
+        shape: The lookup.
+        ranks: P.
+        off_rank_lookups: Row requests that this rank sends to other ranks, after any removal of repeats. Defaults
+            to the expectation without it, T * K * (P - 1) / P, all rows being equally likely.
+        served_lookups: Requests of other ranks that this rank answers. Defaults to ``off_rank_lookups``: over all
+            ranks of a group the two sums are equal.
+    """
+    if off_rank_lookups is None:
+        off_rank_lookups = expected_off_rank_lookups(shape, ranks)
+    if served_lookups is None:
+        served_lookups = off_rank_lookups
+    row_bytes = shape.element_bytes * shape.value_dim
+    return WireBytes(
+        forward={
+            "split_sizes": INT64_BYTES * (ranks - 1),
+            "row_numbers": INT32_BYTES * off_rank_lookups,
+            "rows": row_bytes * served_lookups,
+        },
+        backward={"row_gradients": row_bytes * off_rank_lookups},
+    )
+
+
+def expected_off_rank_lookups(shape: LookupShape, ranks: int) -> float:
+    """Row requests for other ranks when all rows are equally likely: T * K * (P - 1) / P."""
+    return shape.tokens * shape.picks * (ranks - 1) / ranks
+
+
+def dimension_wise_bytes(shape: LookupShape, ranks: int) -> WireBytes:
+    """Row numbers, blocks and scores travel to every rank, pooled pieces back; the reverse backward.
+
+    Args:
+        shape: The lookup; every rank of the group has the same number of tokens.
+        ranks: P, a divisor of ``shape.value_dim``.
+
+    The gradient of the scores is a sum over all columns, hence reduced over the ranks, in fp32.
+    """
+    assert shape.value_dim % ranks == 0, f"{ranks} ranks cannot share {shape.value_dim} columns"
+    sent_picks = shape.tokens * shape.picks * (ranks - 1)
+    pieces = (ranks - 1) * shape.tokens * shape.expansion * (shape.value_dim // ranks) * shape.element_bytes
+    forward = {
+        "row_numbers": INT32_BYTES * sent_picks,
+        "blocks": UINT8_BYTES * sent_picks if shape.expansion > 1 else 0,
+        "scores": shape.element_bytes * shape.cores * sent_picks,
+        "pooled_pieces": pieces,
+    }
+    return WireBytes(
+        forward=forward,
+        backward={"pooled_gradients": pieces, "score_gradients": FP32_BYTES * shape.cores * sent_picks},
+    )
+
+
+def partition_bytes(partition: PartitionName, shape: LookupShape, ranks: int) -> WireBytes:
+    """Expected traffic of one table in one micro-batch under ``partition``; nothing when it is replicated."""
+    match partition:
+        case PartitionName.NUMBER_WISE:
+            return number_wise_bytes(shape, ranks)
+        case PartitionName.DIMENSION_WISE:
+            return dimension_wise_bytes(shape, ranks)
+        case PartitionName.REPLICATED:
+            return WireBytes()
+        case PartitionName.AUTO:
+            raise AssertionError("a plan names a partition; auto is for the config")
+
+
+def table_sync_bytes(*, shard_elements: int, replicas: int, element_bytes: int) -> SyncBytes:
+    """Distributed optimizer over the M copies of a shard: fp32 gradients reduce-scattered, new weights gathered.
+
+    Args:
+        shard_elements: Elements of one rank's shard, N * Dv / P.
+        replicas: M, the ranks that hold this shard; with 1 nothing is sent.
+        element_bytes: b of the weights.
+
+    Megatron pads its buffers to a multiple of the group size; the padding is not counted.
+    """
+    return SyncBytes(
+        gradient_bytes=FP32_BYTES * shard_elements * (replicas - 1) / replicas,
+        weight_bytes=element_bytes * shard_elements * (replicas - 1) / replicas,
+    )
+
+
+def paper_number_wise_bytes(tokens: int, picks: int, value_dim: int, ranks: int) -> float:
+    """Forward volume of the paper, number-wise: (4 + 2 Dv) T K (P - 1) / P. UltraMem paper, section 4."""
+    return (INT32_BYTES + BF16_BYTES * value_dim) * tokens * picks * (ranks - 1) / ranks
+
+
+def paper_dimension_wise_bytes(
+    tokens: int, picks: int, value_dim: int, ranks: int, expansion: int = 1, cores: int = 1
+) -> float:
+    """Forward volume of the paper, dimension-wise: (4 + 2) T K (P - 1) + 2 T Dv (P - 1) / P.
+
+    UltraMem paper, section 4; it leaves out ``expansion`` and ``cores``, which multiply the pooled vectors and the
+    scores. At their defaults this is the paper's formula.
+    """
+    gathered = (INT32_BYTES + BF16_BYTES * cores) * tokens * picks * (ranks - 1)
+    return gathered + BF16_BYTES * tokens * expansion * value_dim * (ranks - 1) / ranks
+
+
+def paper_break_even_value_dim(picks: int, ranks: int, expansion: int = 1, cores: int = 1) -> float:
+    """Row width above which dimension-wise sends less by the paper's formulas (its Figure 9).
+
+    The volumes are equal at K ((2 + h) P - 2) / (K - E). Infinite when K <= E: number-wise always sends less.
+    """
+    if picks <= expansion:
+        return math.inf
+    return picks * ((2 + cores) * ranks - 2) / (picks - expansion)
+
+
+def _joined(left: Mapping[str, float], right: Mapping[str, float]) -> dict[str, float]:
+    return {name: left.get(name, 0) + right.get(name, 0) for name in [*left, *(n for n in right if n not in left)]}

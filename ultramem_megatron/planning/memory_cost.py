@@ -1,0 +1,154 @@
+"""Bytes of memory of one rank, by part, on the most loaded pipeline stage.
+
+Weights, gradients and optimizer state are counted exactly (Megatron's padding apart); activations and lookup
+buffers are estimates. Not counted: the reserve of the cluster, the workspace of kernels and collectives.
+"""
+
+from dataclasses import dataclass, fields
+
+from ultramem_megatron.config.memory import PartitionName
+from ultramem_megatron.config.run import RunConfig
+from ultramem_megatron.planning.comm_cost import BF16_BYTES, FP32_BYTES, INT32_BYTES, UINT8_BYTES
+from ultramem_megatron.planning.model_size import (
+    attention_parameters,
+    embedding_parameters,
+    memory_dense_parameters,
+    mlp_parameters,
+)
+from ultramem_megatron.planning.workload import Workload
+
+NUM_MOMENTS = 2  # Adam
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryCost:
+    """Bytes of one rank. ``optimizer``: fp32 master weights (bf16 only) and two fp32 moments."""
+
+    table_weights: float = 0
+    table_gradients: float = 0
+    table_optimizer: float = 0
+    dense_weights: float = 0
+    dense_gradients: float = 0
+    dense_optimizer: float = 0
+    activations: float = 0
+    lookup_buffers: float = 0
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Name -> bytes, in the order of the report."""
+        return {part.name: getattr(self, part.name) for part in fields(self)}
+
+    @property
+    def total_bytes(self) -> float:
+        """All parts."""
+        return sum(self.parts.values())
+
+
+def rank_memory(config: RunConfig, workload: Workload, partition: PartitionName, ranks: int) -> MemoryCost:
+    """Memory of a rank of the stage that needs most, with tables split by ``partition`` over ``ranks`` ranks."""
+    stages = range(config.parallelism.pipeline)
+    costs = (_stage_memory(config, workload, partition, ranks, stage) for stage in stages)
+    return max(costs, key=lambda cost: cost.total_bytes)
+
+
+def shard_elements(num_rows: int, value_dim: int, partition: PartitionName, ranks: int) -> int:
+    """Elements of the largest shard of one table; rows that do not divide evenly go to the first ranks."""
+    match partition:
+        case PartitionName.NUMBER_WISE:
+            return -(-num_rows // ranks) * value_dim
+        case PartitionName.DIMENSION_WISE:
+            return num_rows * -(-value_dim // ranks)
+        case PartitionName.REPLICATED:
+            return num_rows * value_dim
+        case PartitionName.AUTO:
+            raise AssertionError("a plan names a partition; auto is for the config")
+
+
+def weight_state_bytes(parameters: float, element_bytes: int, optimizer_ranks: int) -> tuple[float, float, float]:
+    """(weights, fp32 gradients, optimizer state) in bytes.
+
+    Args:
+        parameters: Parameters on this rank.
+        element_bytes: 2 for bf16, which needs fp32 master weights, or 4 for fp32, which does not.
+        optimizer_ranks: Ranks over which the distributed optimizer splits master weights and moments.
+    """
+    masters = 1 if element_bytes < FP32_BYTES else 0
+    state = FP32_BYTES * (masters + NUM_MOMENTS) * parameters / optimizer_ranks
+    return element_bytes * parameters, FP32_BYTES * parameters, state
+
+
+def _stage_memory(
+    config: RunConfig, workload: Workload, partition: PartitionName, ranks: int, stage: int
+) -> MemoryCost:
+    tables = workload.tables_of_stage[stage]
+    memory = config.memory
+    shard = shard_elements(memory.num_rows, memory.value_dim, partition, ranks)
+    copies = workload.stage_ranks // ranks
+    table = weight_state_bytes(tables * shard, workload.element_bytes, copies)
+    dense = weight_state_bytes(_dense_parameters(config, tables, stage), workload.element_bytes, workload.data_ranks)
+    # 1F1B: a stage holds the activations of as many micro-batches as there are stages from here to the end
+    in_flight = min(workload.micro_batches, config.parallelism.pipeline - stage)
+    return MemoryCost(
+        table_weights=table[0],
+        table_gradients=table[1],
+        table_optimizer=table[2],
+        dense_weights=dense[0],
+        dense_gradients=dense[1],
+        dense_optimizer=dense[2],
+        activations=in_flight * _block_activations(config, workload) + _logits(config, workload, stage),
+        lookup_buffers=in_flight * tables * _lookup_buffers(workload, partition, ranks),
+    )
+
+
+def _dense_parameters(config: RunConfig, tables: int, stage: int) -> float:
+    """Parameters on one rank of ``stage``. Norms and the dense part of memory layers are not tensor-split."""
+    model, parallelism = config.model, config.parallelism
+    blocks = model.layers // parallelism.pipeline
+    last = stage == parallelism.pipeline - 1
+    split = blocks * (attention_parameters(model) + mlp_parameters(model))
+    # tied weights live on the first and on the last stage too, but only once when these are the same
+    embeddings = (stage == 0) + (last and not (model.tie_embeddings and stage == 0))
+    split += embeddings * embedding_parameters(model)
+    whole = (2 * blocks + last) * model.hidden + (tables * memory_dense_parameters(config) if tables else 0)
+    return split / parallelism.tensor + whole
+
+
+def _block_activations(config: RunConfig, workload: Workload) -> float:
+    """Kept from forward to backward for one micro-batch in all blocks of a stage, without recomputation.
+
+    Per block s b h (10 + 24 / t + 5 a s / (h t)) bytes at two bytes an element, or (10 + 24) / t with sequence
+    parallelism: Korthikanti et al., arXiv 2205.05198, section 4.1 and 4.2. It holds for unfused attention, a 4 h
+    wide MLP and dropout; a fused attention keeps less.
+    """
+    model, parallelism = config.model, config.parallelism
+    tensor = parallelism.tensor
+    linear = 34 / tensor if parallelism.sequence else 10 + 24 / tensor
+    scores = 5 * model.heads * model.seq_length / (model.hidden * tensor)
+    block = workload.micro_batch_tokens * model.hidden * (linear + scores) * workload.element_bytes / BF16_BYTES
+    return model.layers // parallelism.pipeline * block
+
+
+def _logits(config: RunConfig, workload: Workload, stage: int) -> float:
+    """Logits of the last stage and their fp32 copy in the loss."""
+    if stage != config.parallelism.pipeline - 1:
+        return 0
+    entries = workload.micro_batch_tokens * config.model.padded_vocab_size / config.parallelism.tensor
+    return entries * (workload.element_bytes + FP32_BYTES)
+
+
+def _lookup_buffers(workload: Workload, partition: PartitionName, ranks: int) -> float:
+    """Kept from forward to backward for one lookup: picks and scores, pooled vectors, received rows."""
+    shape = workload.lookup
+    picks = shape.tokens * shape.picks
+    pick_bytes = INT32_BYTES + UINT8_BYTES + shape.cores * shape.element_bytes
+    pooled = shape.tokens * shape.expansion * shape.value_dim * shape.element_bytes
+    match partition:
+        case PartitionName.NUMBER_WISE:
+            return picks * (pick_bytes + shape.value_dim * shape.element_bytes) + pooled
+        case PartitionName.DIMENSION_WISE:
+            # every rank pools the tokens of all, a P-th of the columns each: as much as its own tokens in full width
+            return picks * ranks * pick_bytes + 2 * pooled
+        case PartitionName.REPLICATED:
+            return picks * pick_bytes + pooled
+        case PartitionName.AUTO:
+            raise AssertionError("a plan names a partition; auto is for the config")

@@ -1,0 +1,270 @@
+"""``Plan``: the decision for one run, as a frozen document that is saved beside it and checked at resume."""
+
+import hashlib
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ultramem_megatron.config.memory import PartitionName, VariantName
+from ultramem_megatron.config.run import RunConfig
+from ultramem_megatron.errors import PlanError
+
+PLAN_VERSION: Final = 1
+
+# What a plan depends on. Pins (memory.partition, memory.parallel_size) are compared with the placements instead:
+# a plan made under a pin still serves a run without one.
+_SUMMARY_FIELDS = {
+    "model": (
+        *("layers", "hidden", "ffn_hidden", "heads", "seq_length"),
+        *("padded_vocab_size", "gated_mlp", "tie_embeddings"),
+    ),
+    "parallelism": ("tensor", "pipeline", "virtual_pipeline", "sequence", "expert"),
+    "training": ("global_batch_size", "micro_batch_size", "precision"),
+}
+_MEMORY_FIELDS = (
+    *("spans", "keys_per_side", "top_m", "heads", "heads_per_query", "key_dim", "value_dim"),
+    *("tucker_rank", "cores", "expansion", "query_conv_kernel", "normalize_keys"),
+)
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Rejection(StrEnum):
+    """Why a candidate is out."""
+
+    PIN = "pin"
+    SHAPE = "shape"
+    CAPACITY = "capacity"
+
+
+class Candidate(_Record):
+    """One way of splitting every table. Bytes are what one rank sends to others, on the busiest stage."""
+
+    partition: PartitionName
+    parallel_size: int
+    """Ranks that share one copy of each table [P]."""
+
+    forward_bytes: float
+    """Of one table in one micro-batch; 0 when the shape rules the candidate out."""
+
+    backward_bytes: float
+    """Of one table in one micro-batch."""
+
+    sync_bytes: float
+    """Gradients and weights of one table, once an optimizer step, over the copies of a shard."""
+
+    bytes_per_step: float
+    """Of all tables of the stage in one optimizer step."""
+
+    memory_bytes: float
+    """Memory of one rank: ``memory`` summed."""
+
+    memory: dict[str, float]
+    """Bytes by part."""
+
+    feasible: bool
+    rejected_by: Rejection | None = None
+    reason: str = ""
+    """Why it is not feasible, in words; empty when it is."""
+
+    @property
+    def label(self) -> str:
+        """``number_wise over 4 ranks``."""
+        if self.parallel_size == 1:
+            return str(self.partition)
+        return f"{self.partition} over {self.parallel_size} ranks"
+
+
+class TablePlacement(_Record):
+    """One table's part of the plan."""
+
+    table: int
+    """Counted from 0 in the order of the spans."""
+
+    span: str
+    partition: PartitionName
+    parallel_size: int
+    num_rows: int
+    value_dim: int
+
+
+class PredictedBytes(_Record):
+    """What one rank of the busiest stage sends for all of its tables."""
+
+    forward_per_micro_batch: float = 0
+    backward_per_micro_batch: float = 0
+    table_sync_per_step: float = 0
+    per_step: float = 0
+
+
+class PaperVerdict(_Record):
+    """Forward bytes per token and rank by the formulas of the UltraMem paper, section 4."""
+
+    ranks: int
+    number_wise_bytes: float
+    dimension_wise_bytes: float
+    break_even_value_dim: float | None
+    """Row width above which dimension-wise is cheaper; none when number-wise always is."""
+
+    partition: PartitionName
+    """The cheaper one."""
+
+
+class Plan(_Record):
+    """Where every table lives, why, and what it is expected to cost. Made by ``choose_plan``."""
+
+    schema_name: Literal["ultramem-plan"] = Field(default="ultramem-plan", alias="schema")
+    version: Literal[1] = PLAN_VERSION
+    cluster: str
+    world_size: int
+    config_summary: dict[str, int | str | bool]
+    """The settings that the plan depends on, dotted path -> value."""
+
+    config_fingerprint: str
+    """SHA-256 of ``config_summary``."""
+
+    memory_parallel_size: int
+    """Ranks of a ``mem`` group; 1 for a dense model."""
+
+    placements: tuple[TablePlacement, ...]
+    predicted: PredictedBytes
+    usable_memory_bytes: int
+    """What the tensors of a rank may take."""
+
+    memory: dict[str, float]
+    """Bytes of one rank under the plan, by part."""
+
+    candidates: tuple[Candidate, ...]
+    """All, best first, rejected ones last."""
+
+    verdict_by_bytes: PartitionName | None
+    """Partition of the feasible candidate that sends least; none for a dense model."""
+
+    tied_with: tuple[str, ...] = ()
+    """Candidates that send as much as the chosen one."""
+
+    paper_verdict: PaperVerdict | None = None
+    """Absent when there is nothing to share: a dense model, or one rank a stage."""
+
+    @property
+    def partition(self) -> PartitionName | None:
+        """How the tables are split; none for a dense model."""
+        return self.placements[0].partition if self.placements else None
+
+    @property
+    def chosen(self) -> Candidate | None:
+        """The candidate that the placements follow; none for a dense model."""
+        return self.candidates[0] if self.placements else None
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the content, in hexadecimal; independent of key order and white space."""
+        return sha256_of(self._content())
+
+    def _content(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", by_alias=True)
+
+    def to_json(self) -> str:
+        """The document, indented, with its hash."""
+        return json.dumps({**self._content(), "hash": self.hash}, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str, origin: str = "plan") -> "Plan":
+        """Read what ``to_json`` wrote.
+
+        Args:
+            text: The document.
+            origin: Named in errors, the file for instance.
+
+        Raises:
+            PlanError: No JSON, no plan of this version, or changed since it was written.
+        """
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise PlanError(f"{origin} is not JSON ({error}); make it again with `ultramem plan --save`") from None
+        if not isinstance(content, dict) or content.get("schema") != "ultramem-plan":
+            raise PlanError(f'{origin} is no plan: "schema" should be "ultramem-plan"; name a file of `plan --save`')
+        stated_hash = content.pop("hash", None)
+        try:
+            plan = cls.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise PlanError(f"{origin}: {where}: {first['msg']}; make it again with `ultramem plan --save`") from None
+        if stated_hash != plan.hash:
+            raise PlanError(
+                f"{origin} was changed after it was written: its hash is {plan.hash[:12]}, it states "
+                f"{str(stated_hash)[:12]}; make it again with `ultramem plan --save`"
+            )
+        return plan
+
+    def save(self, path: Path) -> None:
+        """Write the document; the folder is made when missing."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self.to_json() + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "Plan":
+        """Read a saved plan.
+
+        Raises:
+            PlanError: As ``from_json``, or the file cannot be read.
+        """
+        try:
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise PlanError(f"plan {path} cannot be read ({error}); make one with `ultramem plan --save`") from None
+        return cls.from_json(text, str(path))
+
+
+def sha256_of(content: Any) -> str:
+    """SHA-256 of plain values as canonical JSON."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def summarize_config(config: RunConfig) -> dict[str, int | str | bool]:
+    """The settings a plan depends on. Those of the memory layers are absent from a dense model."""
+    chosen = dict(_SUMMARY_FIELDS)
+    if config.memory.variant != VariantName.NONE:
+        chosen["memory"] = _MEMORY_FIELDS
+    summary: dict[str, int | str | bool] = {"memory.variant": str(config.memory.variant)}
+    for section, names in chosen.items():
+        for name in names:
+            value = getattr(getattr(config, section), name)
+            summary[f"{section}.{name}"] = str(value) if isinstance(value, str) else value
+    return summary
+
+
+def check_plan_matches(plan: Plan, config: RunConfig, world_size: int) -> None:
+    """Refuse a saved plan that is not of this run.
+
+    Raises:
+        PlanError: Made for another number of ranks or other sizes, or against a pin of ``config``.
+    """
+    again = "; plan again with `ultramem plan --save`"
+    if plan.world_size != world_size:
+        raise PlanError(f"the plan is for {plan.world_size} ranks, but the run has {world_size}{again}")
+    summary = summarize_config(config)
+    if plan.config_fingerprint != sha256_of(summary):
+        keys = [key for key in {**plan.config_summary, **summary} if plan.config_summary.get(key) != summary.get(key)]
+        differences = [f"{key} is {plan.config_summary.get(key)} there and {summary.get(key)} here" for key in keys]
+        raise PlanError(f"the plan is of another run: {', '.join(differences[:4])}{again}")
+    memory = config.memory
+    if not plan.placements:
+        return
+    if memory.partition not in (PartitionName.AUTO, plan.partition):
+        raise PlanError(
+            f"the plan splits the tables {plan.partition}, but memory.partition = {memory.partition}{again}"
+        )
+    if memory.parallel_size not in ("auto", str(plan.memory_parallel_size)):
+        raise PlanError(
+            f"the plan shares a table over {plan.memory_parallel_size} ranks, but memory.parallel_size = "
+            f"{memory.parallel_size}{again}"
+        )

@@ -1,0 +1,78 @@
+"""Degrees of parallelism -> named lists of ranks. Integers only; process groups are made from these elsewhere.
+
+Megatron's order is tp-cp-ep-dp-pp with tp fastest: ``rank = tp + tensor * (dp + data * pp)``. The ranks of one
+pipeline stage are therefore one contiguous block, and so is each ``mem`` group inside it.
+"""
+
+from dataclasses import dataclass
+
+from ultramem_megatron.config.check import require_divides, require_positive
+
+RankLists = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankGrid:
+    """Every rank occurs once in ``stages``, once in ``mem``, once in ``mem_dp`` and once in ``mem_pp``."""
+
+    world_size: int
+    tensor: int
+    pipeline: int
+    memory_parallel_size: int
+
+    stages: RankLists
+    """Ranks of each pipeline stage, ascending."""
+
+    mem: RankLists
+    """Ranks that together hold one copy of each table of their stage."""
+
+    mem_dp: RankLists
+    """Ranks that hold the same shard; table gradients are reduced here."""
+
+    mem_pp: RankLists
+    """``mem`` groups joined over the stages: the ranks that hold one copy of all tables of the model."""
+
+    @property
+    def data(self) -> int:
+        """Data-parallel ranks."""
+        return self.world_size // (self.tensor * self.pipeline)
+
+    @property
+    def mem_dp_size(self) -> int:
+        """Copies of each table."""
+        return len(self.mem_dp[0])
+
+    def mem_group_of(self, rank: int) -> tuple[int, ...]:
+        """The ``mem`` group that ``rank`` is in."""
+        assert 0 <= rank < self.world_size, f"rank {rank} of {self.world_size}"
+        return self.mem[rank // self.memory_parallel_size]
+
+
+def build_rank_grid(*, world_size: int, tensor: int, pipeline: int, memory_parallel_size: int) -> RankGrid:
+    """Lay out ``world_size`` ranks.
+
+    Raises:
+        ConfigError: ``tensor * pipeline`` does not divide the ranks, or ``memory_parallel_size`` does not divide
+            those of one stage.
+    """
+    require_positive("the number of ranks", world_size)
+    require_divides("parallelism.tensor * pipeline", tensor * pipeline, "the number of ranks", world_size)
+    stage_size = world_size // pipeline
+    require_divides("memory.parallel_size", memory_parallel_size, "the ranks of one pipeline stage", stage_size)
+    stages = _blocks(range(world_size), stage_size)
+    copies = stage_size // memory_parallel_size
+    mem = tuple(group for stage in stages for group in _blocks(stage, memory_parallel_size))
+    return RankGrid(
+        world_size=world_size,
+        tensor=tensor,
+        pipeline=pipeline,
+        memory_parallel_size=memory_parallel_size,
+        stages=stages,
+        mem=mem,
+        mem_dp=tuple(stage[index::memory_parallel_size] for stage in stages for index in range(memory_parallel_size)),
+        mem_pp=tuple(tuple(rank for group in mem[copy::copies] for rank in group) for copy in range(copies)),
+    )
+
+
+def _blocks(ranks: range | tuple[int, ...], size: int) -> RankLists:
+    return tuple(tuple(ranks[start : start + size]) for start in range(0, len(ranks), size))

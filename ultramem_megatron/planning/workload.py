@@ -1,0 +1,75 @@
+"""What one rank does in one optimizer step: the integers that every cost function starts from."""
+
+from dataclasses import dataclass
+
+from ultramem_megatron.config.run import RunConfig
+from ultramem_megatron.config.training import Precision
+from ultramem_megatron.planning.comm_cost import BF16_BYTES, FP32_BYTES, LookupShape
+from ultramem_megatron.planning.model_size import memory_shape
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workload:
+    """A run on a number of ranks."""
+
+    world_size: int
+    data_ranks: int
+    stage_ranks: int
+    """Ranks of one pipeline stage."""
+
+    micro_batches: int
+    """Forward passes of one rank in one optimizer step."""
+
+    micro_batch_tokens: int
+    """Tokens of one micro-batch, all tensor-parallel ranks together."""
+
+    tables_of_stage: tuple[int, ...]
+    """Memory tables on each pipeline stage."""
+
+    element_bytes: int
+    """Bytes of an element of weights and activations."""
+
+    lookup: LookupShape
+    """One lookup of one rank. The tensor-parallel ranks share the tokens of a micro-batch evenly."""
+
+    @property
+    def busiest_stage_tables(self) -> int:
+        """Tables of the stage that has most."""
+        return max(self.tables_of_stage)
+
+
+def workload_of(config: RunConfig, world_size: int) -> Workload:
+    """Raises:
+    ConfigError: The degrees or the batch do not fit ``world_size``.
+    """
+    config.check_world_size(world_size)
+    training, parallelism, memory = config.training, config.parallelism, config.memory
+    data_ranks = world_size // (parallelism.tensor * parallelism.pipeline)
+    tokens = training.micro_batch_size * config.model.seq_length
+    element_bytes = BF16_BYTES if training.precision == Precision.BF16 else FP32_BYTES
+    shape = memory_shape(memory)
+    return Workload(
+        world_size=world_size,
+        data_ranks=data_ranks,
+        stage_ranks=world_size // parallelism.pipeline,
+        micro_batches=training.global_batch_size // (data_ranks * training.micro_batch_size),
+        micro_batch_tokens=tokens,
+        tables_of_stage=_tables_of_stage(config),
+        element_bytes=element_bytes,
+        lookup=LookupShape(
+            tokens=tokens // parallelism.tensor,
+            picks=memory.picks,
+            value_dim=memory.value_dim,
+            element_bytes=element_bytes,
+            expansion=shape.expansion,
+            cores=shape.cores,
+        ),
+    )
+
+
+def _tables_of_stage(config: RunConfig) -> tuple[int, ...]:
+    """Chunks of blocks are dealt to the stages in turn, as Megatron's interleaved schedule does."""
+    pipeline = config.parallelism.pipeline
+    blocks_of_chunk = config.model.layers // (pipeline * config.parallelism.virtual_pipeline)
+    stages = [(span.read - 1) // blocks_of_chunk % pipeline for span in config.memory.span_list]
+    return tuple(stages.count(stage) for stage in range(pipeline))

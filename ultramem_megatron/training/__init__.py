@@ -1,0 +1,1 @@
+"""One run: set up, step, loop, hooks."""

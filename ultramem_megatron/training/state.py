@@ -1,0 +1,57 @@
+"""Everything that a running training job holds."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+
+from ultramem_megatron.config.run import RunConfig
+from ultramem_megatron.model.build import UltraMemModel
+from ultramem_megatron.optim.schedule import RateSchedule
+from ultramem_megatron.parallel.groups import Groups
+from ultramem_megatron.planning.plan import Plan
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainState:
+    """The run's parts, and how far it is."""
+
+    config: RunConfig
+    plan: Plan
+    groups: Groups
+    chunks: list[UltraMemModel]
+    """This rank's model chunks."""
+    ddp: list[DistributedDataParallel]
+    """The same, wrapped."""
+    optimizer: MegatronOptimizer
+    schedule: RateSchedule
+    step: int = 0
+    """Optimizer steps done."""
+
+    @property
+    def consumed_samples(self) -> int:
+        """Samples that the steps so far have read."""
+        return self.step * self.config.training.global_batch_size
+
+    @property
+    def consumed_tokens(self) -> int:
+        """Tokens that the steps so far have read."""
+        return self.consumed_samples * self.config.model.seq_length
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepResult:
+    """What one optimizer step reports, the same on every rank."""
+
+    step: int
+    loss: float
+    """Mean over the tokens of the global batch, in nats."""
+    gradient_norm: float
+    """Of all parameters together, before clipping."""
+    learning_rate: float
+    value_learning_rate: float
+    seconds: float
+    """Wall time on this rank."""
+    recorded: dict[str, Any]
+    """What layers recorded, by metric name; empty between the intervals."""

@@ -1,0 +1,36 @@
+"""One optimizer step."""
+
+import time
+
+from ultramem_megatron.training.forward_backward import MicroBatch, run_micro_batches
+from ultramem_megatron.training.state import StepResult, TrainState
+
+
+def train_step(state: TrainState, micro_batches: list[MicroBatch]) -> StepResult:
+    """Forward, backward, reduce, clip, update. Collective over the world.
+
+    Args:
+        state: The run; ``state.step`` rises by one.
+        micro_batches: This rank's share of the next global batch.
+    """
+    start = time.perf_counter()
+    step = state.step + 1
+    state.schedule.begin_step(step)
+    for chunk, ddp in zip(state.chunks, state.ddp, strict=True):
+        for layer in chunk.memory_layers:
+            layer.begin_step()
+        ddp.train()
+        ddp.zero_grad_buffer()
+    state.optimizer.zero_grad()
+    loss = run_micro_batches(state, micro_batches, forward_only=False)
+    _, gradient_norm, _ = state.optimizer.step()
+    state.step = step
+    return StepResult(
+        step=step,
+        loss=loss,
+        gradient_norm=float(gradient_norm or 0.0),
+        learning_rate=state.schedule.rate(values=False),
+        value_learning_rate=state.schedule.rate(values=True),
+        seconds=time.perf_counter() - start,
+        recorded={},
+    )
