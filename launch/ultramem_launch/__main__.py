@@ -1,12 +1,14 @@
 """The ``ultramem`` command. Importing this file must stay cheap: no torch until a verb needs it."""
 
+import os
 import sys
+from pathlib import Path
 
 import typer
 
+from ultramem_launch import exit_codes
+from ultramem_launch.verbs import data, doctor, generate, info, monitor, plan, pretrain, recipes
 from ultramem_megatron.errors import UltraMemError
-
-EXIT_BAD_INPUT = 2
 
 app = typer.Typer(
     name="ultramem",
@@ -16,6 +18,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(data.app, name="data")
+for verb in (
+    doctor.doctor,
+    info.info,
+    plan.plan,
+    pretrain.pretrain,
+    generate.generate,
+    monitor.monitor,
+    recipes.recipes,
+):
+    app.command()(verb)
 
 
 @app.callback()
@@ -30,8 +43,21 @@ def main() -> None:
     except UltraMemError as error:
         if "--debug" in sys.argv:
             raise
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT)
+        _tell(f"{type(error).__name__}: {error}\n")
+        # at once: other ranks may wait for this one, and a clean-up that talks to them would hang
+        sys.stdout.flush()
+        os._exit(exit_codes.BAD_INPUT)
+
+
+def _tell(paragraph: str) -> None:
+    from ultramem_launch.local import ERROR_FILE
+
+    file = os.environ.get(ERROR_FILE)
+    if file:
+        Path(file).write_text(paragraph)
+    else:
+        sys.stderr.write(paragraph)
+        sys.stderr.flush()
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def test_a_micro_batch_is_contiguous_and_has_what_gpt_needs() -> None:
     assert batch["tokens"][:, 0].tolist() == [21, 22, 23]
     assert batch["tokens"].shape == batch["labels"].shape == (3, 6)
     assert torch.equal(batch["position_ids"], torch.arange(6).repeat(3, 1))
-    assert torch.equal(batch["loss_mask"], torch.ones(3, 6))
+    assert sorted(batch) == ["labels", "position_ids", "tokens"]  # every label counts: no mask
 
 
 def test_resume_equals_going_on() -> None:

@@ -138,6 +138,17 @@ def test_a_stored_index_is_used_and_a_new_corpus_gets_a_new_one(
     assert torch.equal(second, samples(open_training_data(config), 20))
 
 
+def test_a_corpus_copied_over_the_old_one_gets_an_index_of_its_own(data_folder: Path, make_config: MakeConfig) -> None:
+    config = make_config(data_folder, data={"sources": {"beta": 1.0}})
+    before = open_training_data(config)
+    for suffix in ("bin", "idx"):  # other files under the same name, the stored index left lying
+        shutil.copy(data_folder / f"alpha/train.{suffix}", data_folder / f"beta/train.{suffix}")
+    after = open_training_data(config)
+    assert after.fingerprint != before.fingerprint
+    alpha = open_training_data(make_config(data_folder, data={"sources": {"alpha": 1.0}}))
+    assert torch.equal(samples(after, 50), samples(alpha, 50))
+
+
 def test_a_damaged_index_is_named(data_folder: Path, make_config: MakeConfig) -> None:
     open_training_data(make_config(data_folder))
     stored = next(data_folder.glob("index_cache/beta/train-*/epoch-00000"))

@@ -3,12 +3,14 @@
 A probe that no longer fails without its entry says that megatron-core has mended itself: take the entry out.
 """
 
+import gc
 import logging
 import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType, SimpleNamespace
+from pathlib import Path
+from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -39,7 +41,7 @@ class Probe:
 def small_config(**changes: Any) -> Any:
     from megatron.core.transformer.transformer_config import TransformerConfig
 
-    settings = dict(num_layers=1, hidden_size=8, num_attention_heads=1, use_cpu_initialization=True)
+    settings = {"num_layers": 1, "hidden_size": 8, "num_attention_heads": 1, "use_cpu_initialization": True}
     return TransformerConfig(**(settings | changes))
 
 
@@ -61,7 +63,7 @@ def small_model(dtype: torch.dtype = torch.float32) -> Any:
 def small_optimizer(model: Any, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
-    settings = dict(optimizer="adam", lr=0.1, bf16=dtype is torch.bfloat16, use_distributed_optimizer=True)
+    settings = {"optimizer": "adam", "lr": 0.1, "bf16": dtype is torch.bfloat16, "use_distributed_optimizer": True}
     return get_megatron_optimizer(OptimizerConfig(**(settings | changes)), [model])
 
 
@@ -90,10 +92,11 @@ def expert_layer(dispatcher: str) -> Any:
 class Chunk(nn.Linear):
     """What the schedules ask of a model."""
 
-    model_type = ModelType.encoder_or_decoder
-
     def __init__(self, in_features: int, out_features: int) -> None:
+        from megatron.core.enums import ModelType
+
         super().__init__(in_features, out_features)
+        self.model_type = ModelType.encoder_or_decoder
         self.config = small_config(enable_autocast=True, autocast_dtype=torch.bfloat16)
 
     def set_input_tensor(self, tensors: list[torch.Tensor | None]) -> None:
@@ -324,8 +327,9 @@ PROBES = {
 }
 
 
-def run_without(name: str) -> None:
+def run_without(name: str, folder: Path) -> None:
     """The probe of an entry, with all others in place."""
+    tempfile.tempdir = str(folder)
     cpu_seam.uninstall()
     for entry in ALL:
         if entry.name != name:
@@ -333,10 +337,55 @@ def run_without(name: str) -> None:
     PROBES[name].check()
 
 
-def run_with(name: str) -> None:
+def run_with(name: str, folder: Path) -> None:
+    tempfile.tempdir = str(folder)
     cpu_seam.uninstall()
     cpu_seam.install()
     PROBES[name].check()
+
+
+def check_shared_step() -> None:
+    """The fault that the entry "Adam step" mends: it raises nothing, so it is shown by its number."""
+    cpu_seam.uninstall()
+    for entry in cpu_seam.ENTRIES:
+        entry.apply()
+    optimizer = small_optimizer(small_model()).chained_optimizers[0]
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.step()
+    assert [state["step"].item() for state in optimizer.optimizer.state.values()] == [3.0, 3.0]
+
+
+def torch_state() -> dict[str, Any]:
+    """What the seam could leave behind in torch."""
+    names = {f"torch.cuda.{name}": value for name, value in vars(torch.cuda).items() if callable(value)}
+    tensor = {f"torch.Tensor.{name}": value for name, value in vars(torch.Tensor).items() if callable(value)}
+    return names | tensor | {"torch.cuda.random.get_rng_state": torch.cuda.random.get_rng_state}
+
+
+def megatron_codes() -> dict[str, Any]:
+    """The code of every function and method that megatron-core has loaded."""
+    functions = [item for item in gc.get_objects() if isinstance(item, FunctionType)]
+    return {
+        f"{item.__module__}.{item.__qualname__}.{item.__code__.co_firstlineno}": item.__code__
+        for item in functions
+        if (item.__module__ or "").startswith("megatron.core")
+    }
+
+
+def check_install_twice_and_uninstall() -> None:
+    cpu_seam.uninstall()
+    torch_before, codes_before = torch_state(), megatron_codes()
+    cpu_seam.install()
+    torch_installed, codes_installed = torch_state(), megatron_codes()
+    cpu_seam.install()
+    assert torch_state() == torch_installed
+    assert megatron_codes() == codes_installed
+    assert torch_installed != torch_before
+    assert sum(codes_installed[name] != code for name, code in codes_before.items()) >= 20
+    cpu_seam.uninstall()
+    assert torch_state() == torch_before
+    assert {name: code for name, code in megatron_codes().items() if name in codes_before} == codes_before
 
 
 def test_every_entry_has_a_probe_and_a_reason() -> None:
@@ -346,13 +395,42 @@ def test_every_entry_has_a_probe_and_a_reason() -> None:
 
 @without_cuda
 @pytest.mark.parametrize("name", PROBES)
-def test_megatron_fails_without_the_entry(megatron: ModuleType, name: str) -> None:
-    with pytest.raises(Exception) as failure:  # noqa: B017, PT011 - each entry has a failure of its own
-        run_distributed(PROBES[name].world_size, run_without, name)
+def test_megatron_fails_without_the_entry(megatron: ModuleType, tmp_path: Path, name: str) -> None:
+    with pytest.raises(Exception) as failure:
+        run_distributed(PROBES[name].world_size, run_without, name, tmp_path)
     assert re.search(PROBES[name].fails_with, str(failure.value))  # match= would search the traceback in the notes too
 
 
 @without_cuda
 @pytest.mark.parametrize("name", PROBES)
-def test_megatron_works_with_the_seam(megatron: ModuleType, name: str) -> None:
-    run_distributed(PROBES[name].world_size, run_with, name)
+def test_megatron_works_with_the_seam(megatron: ModuleType, tmp_path: Path, name: str) -> None:
+    run_distributed(PROBES[name].world_size, run_with, name, tmp_path)
+
+
+@without_cuda
+def test_megatron_shares_one_adam_step_after_loading(megatron: ModuleType) -> None:
+    run_distributed(1, check_shared_step)
+
+
+@without_cuda
+def test_install_is_idempotent_and_uninstall_leaves_no_trace(megatron: ModuleType) -> None:
+    run_distributed(1, check_install_twice_and_uninstall)
+
+
+@without_cuda
+def test_torch_outside_of_megatron_is_untouched(megatron: ModuleType) -> None:
+    with pytest.raises(AssertionError, match="CUDA"):
+        torch.zeros(1, device="cuda")
+    assert torch.zeros(1).type() == "torch.FloatTensor"
+    assert not torch.overrides._get_current_function_mode_stack()
+
+
+def test_refuses_a_machine_with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(AssertionError, match="must not be installed where CUDA"):
+        cpu_seam.install()
+
+
+def test_an_outdated_constant_is_noticed() -> None:
+    with pytest.raises(AssertionError, match="names no CUDA; the seam is out of date"):
+        cpu_seam._exchange(test_every_entry_has_a_probe_and_a_reason)

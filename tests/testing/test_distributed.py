@@ -174,6 +174,29 @@ def test_exit_handlers_of_the_parent_do_not_run_in_ranks(tmp_path: Path) -> None
     assert done.stderr == ""
 
 
+def test_ranks_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent("""
+            import os, time
+            from ultramem_megatron.testing.distributed import run_distributed
+
+            def tell_and_sleep():
+                print(os.getpid(), flush=True)
+                time.sleep(600)
+
+            run_distributed(2, tell_and_sleep)
+        """)
+    )
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        ranks = [int(parent.stdout.readline()) for _ in range(2)]
+        assert all(map(_is_alive, ranks))
+        parent.kill()
+        assert parent.stdout.read() == ""  # returns once no rank holds the pipe
+    assert not any(map(_is_alive, ranks))
+
+
 def test_megatron_is_inherited_by_ranks_and_works_there(megatron: ModuleType) -> None:
     def tensor_parallel_ranks() -> tuple[int, int, bool]:
         was_imported = "megatron.core.models.gpt.gpt_model" in sys.modules

@@ -202,6 +202,9 @@ def test_products_by_hand() -> None:
     assert found.scores.tolist() == [[[12.0, 8.0]]]
     assert found.output.item() == 12 * 1 + 8 * 7
     assert found.margin == 0.5  # column 2 against column 0
+    # kept 100 and 90, dropped 85; rows and columns are further apart
+    assert by_hand([10.0, 9.0, 0.0], [10.0, 8.5, 0.0]).margin == 5.0
+    assert by_hand([2.0, 1.0], [2.0, 1.0]).margin == 0.0  # 2 and 2: the second was kept, the third dropped
 
 
 def test_two_very_negative_sides_are_no_candidates() -> None:

@@ -131,7 +131,7 @@ def _build(kind: type, values: Any, path: str) -> Any:
     arguments: dict[str, Any] = {}
     for key, value in (values or {}).items():
         if dataclasses.is_dataclass(hints[key]):
-            arguments[key] = _build(hints[key], value, f"{key}.")  # type: ignore[arg-type]
+            arguments[key] = _build(hints[key], value, f"{key}.")
         else:
             arguments[key] = _typed(kind, key, hints[key], value, path)
     return kind(**arguments)
@@ -146,10 +146,12 @@ def _typed(kind: type, key: str, hint: Any, value: Any, path: str) -> Any:
         node = OmegaConf.structured(kind)
         OmegaConf.set_readonly(node, False)  # frozen dataclasses come read-only
         OmegaConf.update(node, key, value)
-        return OmegaConf.to_container(node)[key]
+        plain = OmegaConf.to_container(node)
     except OmegaConfBaseException as error:
         first = str(error).splitlines()[0]
         raise ConfigError(f"{path}{key} = {value!r} has the wrong type: {first}") from None
+    assert isinstance(plain, dict)
+    return plain[key]
 
 
 def _named(kind: type[StrEnum], value: Any, path: str) -> StrEnum:

@@ -76,12 +76,12 @@ class RunConfig:
         data_ranks = world_size // model_ranks
         per_pass = data_ranks * self.training.micro_batch_size
         if self.training.global_batch_size % per_pass:
+            below = self.training.global_batch_size // per_pass * per_pass
+            nearest = sorted({max(below, per_pass), below + per_pass})
             raise ConfigError(
                 f"training.global_batch_size = {self.training.global_batch_size} must be a multiple of "
                 f"training.micro_batch_size = {self.training.micro_batch_size} times {data_ranks} data-parallel "
-                f"ranks = {per_pass}; the nearest are "
-                f"{max(per_pass, self.training.global_batch_size // per_pass * per_pass)} and "
-                f"{(self.training.global_batch_size // per_pass + 1) * per_pass}"
+                f"ranks = {per_pass}; near it these are: {', '.join(map(str, nearest))}"
             )
         micro_batches = self.training.global_batch_size // per_pass
         if self.parallelism.virtual_pipeline > 1 and micro_batches % self.parallelism.pipeline:

@@ -8,7 +8,7 @@ from torch import Tensor
 from ultramem_megatron.data.token_source import TokenSource
 
 Batch = dict[str, Tensor]
-"""``tokens``, ``labels``, ``position_ids`` int64 and ``loss_mask`` float32, all [micro batch, seq], on the CPU."""
+"""``tokens``, ``labels`` and ``position_ids``, int64 [micro batch, seq], on the CPU. Every label counts."""
 
 
 class BatchSampler:
@@ -66,5 +66,4 @@ class BatchSampler:
             "tokens": tokens,
             "labels": labels,
             "position_ids": positions,
-            "loss_mask": torch.ones_like(tokens, dtype=torch.float32),
         }

@@ -42,7 +42,7 @@ class _TokenRange:
     unique_identifiers: dict[str, Any] = field(default_factory=dict)
 
 
-class GPTEpoch(GPTDataset):  # type: ignore[misc]
+class GPTEpoch(GPTDataset):
     """Exactly one epoch of a ``.bin``/``.idx`` pair: ``len`` samples of ``seq_length`` tokens, shuffled.
 
     A whole GPTDataset of many epochs orders its samples by how many were asked for; one that holds one epoch
@@ -87,7 +87,7 @@ class GPTEpoch(GPTDataset):  # type: ignore[misc]
 
     def _build_document_sample_shuffle_indices(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if self._stored is None:
-            return super()._build_document_sample_shuffle_indices()  # type: ignore[no-any-return]
+            return super()._build_document_sample_shuffle_indices()
         return self._stored.document_index, self._stored.sample_index, self._stored.shuffle_index
 
     @property

@@ -33,12 +33,12 @@ def attach_loss(x: Tensor, loss: Tensor, scale: float) -> Tensor:
 
 class _Attach(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, loss: Tensor, scale: float) -> Tensor:  # type: ignore[override]
+    def forward(ctx, x: Tensor, loss: Tensor, scale: float) -> Tensor:
         ctx.scale = scale
         ctx.save_for_backward(loss)
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
+    def backward(ctx, grad: Tensor):
         (loss,) = ctx.saved_tensors
         return grad, torch.full_like(loss, ctx.scale), None

@@ -1,5 +1,6 @@
 """One memory layer: retrieval -> value table -> projection. The variants differ only in their parts."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from ultramem_megatron.memory.auxiliary_loss import attach_loss, core_penalty
 from ultramem_megatron.memory.initial_rules import InitialRule
 from ultramem_megatron.memory.token_share import TokenShare
+from ultramem_megatron.memory.tucker import TuckerRetrieval
 from ultramem_megatron.memory.value_table import ValueTable
 from ultramem_megatron.parallel.partition.base import Picks
 
@@ -31,6 +33,10 @@ class LayerPlace:
     loss_scale: float
     """Gradient of the auxiliary loss in one backward pass: 1 / micro-batches, and 1 / tensor-parallel ranks because
     their gradients of dense memory parameters are summed."""
+
+
+Observer = Callable[[Picks, Tensor], None]
+"""Is shown the picks and the output of each forward pass; the layer knows nothing of metrics."""
 
 
 class OutputProjection(nn.Module):
@@ -64,7 +70,7 @@ class MemoryLayer(nn.Module):
         self.retrieval, self.addresses, self.table = retrieval, addresses, table
         self.projection: nn.Module = projection if projection is not None else nn.Flatten()
         self.place, self.auxiliary, self.rules = place, auxiliary, rules
-        self.health: Any = None
+        self.observer: Observer | None = None
         assert set(rules) == {name for name, _ in self.named_parameters()}
         for name, parameter in self.named_parameters():
             if not name.startswith("table."):
@@ -76,6 +82,8 @@ class MemoryLayer(nn.Module):
         picks = self.retrieve(x_sbD)
         pooled_TEV = self.table(picks)
         out_sbD = self.projection(pooled_TEV).view(x_sbD.shape)
+        if self.observer is not None:
+            self.observer(picks, out_sbD)
         return self.place.share.leave(self._with_penalty(out_sbD))
 
     def retrieve(self, x_sbD: Tensor) -> Picks:
@@ -84,15 +92,20 @@ class MemoryLayer(nn.Module):
         rows_TK, blocks_TK = self.addresses(slots_TK)
         return Picks(rows_TK, blocks_TK, scores_hTK.to(self.table.weight.dtype))
 
+    @property
+    def summed_core(self) -> Tensor | None:
+        """Sum of the score cores [H, r, r], which chooses the slots; None where the variant has no core."""
+        return self.retrieval.core.weight.sum(dim=1) if isinstance(self.retrieval, TuckerRetrieval) else None
+
     def begin_step(self) -> None:
         """Once before the micro-batches of an optimizer step: refresh u and t."""
-        if hasattr(self.retrieval, "core"):
+        if isinstance(self.retrieval, TuckerRetrieval):
             self.retrieval.core.refresh()
 
     def penalty(self) -> Tensor | None:
         """The auxiliary loss of this layer; None where the variant has no core or its weight is 0."""
         weight, margin = self.auxiliary
-        if weight == 0 or not hasattr(self.retrieval, "core"):
+        if weight == 0 or not isinstance(self.retrieval, TuckerRetrieval):
             return None
         return core_penalty(self.retrieval.core.weight, weight, margin)
 

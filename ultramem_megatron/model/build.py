@@ -33,7 +33,7 @@ class UltraMemModel(GPTModel):
     @property
     def memory_layers(self) -> list[MemoryLayer]:
         """The memory layers of this chunk."""
-        return [layer for layer in self.memory.layers.values() if isinstance(layer, MemoryLayer)]
+        return [layer for _, layer in self.memory.numbered_layers()]
 
 
 def build_model_chunks(

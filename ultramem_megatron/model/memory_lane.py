@@ -25,6 +25,10 @@ class MemoryLane(nn.Module):
         self._adds = {span.add: str(index) for index, (span, _) in layers.items()}
         self._pending: dict[str, Tensor] = {}
 
+    def numbered_layers(self) -> list[tuple[int, MemoryLayer]]:
+        """The layers with their span's number in the whole model."""
+        return [(int(index), layer) for index, layer in self.layers.items() if isinstance(layer, MemoryLayer)]
+
     def start(self, block: int, normed_sbD: Tensor) -> None:
         """Block ``block`` (counted from 1) has its FFN input: begin the lookup of a span that reads here."""
         if block in self._reads:
@@ -42,6 +46,6 @@ class MemoryLane(nn.Module):
     ) -> dict[str, Any]:
         """Keys carry the span's number in the whole model, whatever stage it is on."""
         state: dict[str, Any] = {}
-        for index, layer in self.layers.items():
+        for index, layer in self.numbered_layers():
             state |= layer.sharded_state_dict(f"{prefix}layers.{index}.", sharded_offsets, metadata)
         return state

@@ -1,7 +1,7 @@
 """RMSNorm for megatron-core's local specs."""
 
-import torch.nn.functional as F
 import torch
+import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 

@@ -7,8 +7,6 @@ tokens is NaN: a rank without tokens should not record it.
 
 # Letters: T tokens on this rank, K slots kept per token, N physical rows of the table, r Tucker rank.
 
-import math
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -57,21 +55,6 @@ def top1_score(scores: Tensor) -> Tensor:
 def mean_score(scores: Tensor) -> Tensor:
     """Mean over all scores ``[..., T, K]``, fp32."""
     return scores.detach().float().mean()
-
-
-def score_entropy_fraction(scores: Tensor) -> Tensor:
-    """How evenly a token spreads its weight over its slots, averaged over tokens, fp32 in [0, 1].
-
-    Entropy of the shares ``|score| / sum of |score|`` over the K slots, divided by log K: 0 when one slot takes
-    all, 1 when all weigh the same. Scores have no softmax and may be negative, hence the absolute values.
-
-    Args:
-        scores: Retrieval scores ``[..., T, K]``, K >= 2.
-    """
-    weights = scores.detach().float().abs()
-    shares = weights / weights.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    entropy: Tensor = torch.special.entr(shares).sum(dim=-1).mean()
-    return entropy / math.log(scores.shape[-1])
 
 
 def output_std(output: Tensor) -> Tensor:

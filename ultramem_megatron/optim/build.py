@@ -1,8 +1,13 @@
 """DDP and the distributed optimizer around the model chunks."""
 
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
-from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, ParamKey, get_megatron_optimizer
-from megatron.core.optimizer import get_standard_config_overrides
+from megatron.core.optimizer import (
+    MegatronOptimizer,
+    OptimizerConfig,
+    ParamKey,
+    get_megatron_optimizer,
+    get_standard_config_overrides,
+)
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import nn
 
@@ -23,9 +28,7 @@ def wrap_in_ddp(
     ]
 
 
-def build_optimizer(
-    config: RunConfig, chunks: list[DistributedDataParallel], groups: Groups
-) -> MegatronOptimizer:
+def build_optimizer(config: RunConfig, chunks: list[DistributedDataParallel], groups: Groups) -> MegatronOptimizer:
     """AdamW over fp32 master weights, its state sharded over data parallel (dense) and ``mem_dp`` (tables)."""
     settings = config.optimizer
     optimizer = OptimizerConfig(

@@ -29,7 +29,7 @@ def make_finalizer(*, sequence_parallel: bool, tp: dist.ProcessGroup) -> Callabl
 
 def _sum_memory_gradients(chunk: nn.Module, tp: dist.ProcessGroup) -> None:
     gradients = [
-        parameter.main_grad
+        parameter.main_grad  # type: ignore[attr-defined]
         for module in chunk.modules()
         if isinstance(module, MemoryLayer)
         for parameter in module.parameters()

@@ -61,12 +61,12 @@ def all_gather_tokens(x: Tensor, tokens: Sequence[int], channel: Channel) -> Ten
 
 class _AllToAll(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, send: list[int], receive: list[int], channel: Channel) -> Tensor:  # type: ignore[override]
+    def forward(ctx, x: Tensor, send: list[int], receive: list[int], channel: Channel) -> Tensor:
         ctx.send, ctx.receive, ctx.channel = send, receive, channel
         return _exchange(x, send, receive, channel, backward=False)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
+    def backward(ctx, grad: Tensor):
         return _exchange(grad, ctx.receive, ctx.send, ctx.channel, backward=True), None, None, None
 
 
@@ -79,7 +79,7 @@ def _exchange(x: Tensor, send: list[int], receive: list[int], channel: Channel, 
 
 class _AllGatherTokens(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, tokens: list[int], channel: Channel) -> Tensor:  # type: ignore[override]
+    def forward(ctx, x: Tensor, tokens: list[int], channel: Channel) -> Tensor:
         ctx.tokens, ctx.channel, ctx.dtype = tokens, channel, x.dtype
         channel.count((channel.size - 1) * x.numel(), x, backward=False)
         if len(set(tokens)) == 1:
@@ -93,7 +93,7 @@ class _AllGatherTokens(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
+    def backward(ctx, grad: Tensor):
         tokens, channel = ctx.tokens, ctx.channel
         grad = grad.float().contiguous()
         mine = tokens[channel.rank]

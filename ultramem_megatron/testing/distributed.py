@@ -120,15 +120,13 @@ def _start(
     for number in range(world_size):
         ours, theirs = context.Pipe(duplex=True)
         stack_file = folder / f"stack-{number}"
-        # A fork inherits our ends of all pipes; one left open would keep a sibling's pipe from closing
-        inherited = [*(rank.connection for rank in ranks), ours]
         process = context.Process(
             target=_live,
-            args=(number, world_size, folder, timeout_seconds, theirs, inherited, stack_file, function, args),
+            args=(number, world_size, folder, timeout_seconds, theirs, stack_file, function, args),
             name=f"rank-{number}",
         )
         process.start()
-        theirs.close()
+        theirs.close()  # before the next fork: a sibling that holds it would keep the end of this rank from us
         ranks.append(_Rank(number, process, ours, stack_file))
 
 
@@ -246,7 +244,6 @@ def _live(
     folder: Path,
     timeout_seconds: float,
     connection: Connection,
-    inherited: Sequence[Connection],
     stack_file: Path,
     function: Callable[..., Any],
     args: tuple[Any, ...],
@@ -258,8 +255,6 @@ def _live(
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # no orphans when the parent is killed
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the host name need not resolve
-        for other in inherited:
-            other.close()
         with stack_file.open("w") as stack:
             faulthandler.register(signal.SIGUSR2, file=stack)
             report = _attempt(number, world_size, folder, timeout_seconds, function, args)

@@ -1,6 +1,6 @@
 """Micro-batches through megatron-core's schedule, and the mean loss of all ranks."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -8,17 +8,16 @@ import torch.distributed as dist
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
+from ultramem_megatron.data.batch import Batch
 from ultramem_megatron.training.state import TrainState
 
-MicroBatch = Mapping[str, Tensor]
 
-
-def run_micro_batches(state: TrainState, micro_batches: list[MicroBatch], *, forward_only: bool) -> float:
+def run_micro_batches(state: TrainState, micro_batches: list[Batch], *, forward_only: bool) -> float:
     """Run one global batch's share of this rank; gradients end up reduced in the buffers. Collective.
 
     Args:
         state: The run.
-        micro_batches: This rank's, each with ``tokens`` and ``labels`` [micro_batch_size, seq_length].
+        micro_batches: This rank's (``data.batch.Batch``).
         forward_only: No gradients.
 
     Returns:
@@ -26,7 +25,7 @@ def run_micro_batches(state: TrainState, micro_batches: list[MicroBatch], *, for
     """
     training, model = state.config.training, state.config.model
     # the interleaved schedule reads each chunk's batches from an iterator of its own
-    iterators: list[Iterator[MicroBatch]] = [iter(micro_batches) for _ in state.ddp]
+    iterators: list[Iterator[Batch]] = [iter(micro_batches) for _ in state.ddp]
     single = len(state.ddp) == 1
     outputs = get_forward_backward_func()(
         forward_step_func=_forward_step,
@@ -41,11 +40,10 @@ def run_micro_batches(state: TrainState, micro_batches: list[MicroBatch], *, for
     return _mean_over_ranks(state, outputs)
 
 
-def _forward_step(batches: Iterator[MicroBatch], chunk: torch.nn.Module) -> tuple[Tensor, Callable[[Tensor], Any]]:
+def _forward_step(batches: Iterator[Batch], chunk: torch.nn.Module) -> tuple[Tensor, Callable[[Tensor], Any]]:
     batch = next(batches)
     device = next(chunk.parameters()).device
-    tokens, labels = batch["tokens"].to(device), batch["labels"].to(device)
-    positions = torch.arange(tokens.shape[1], device=device).expand_as(tokens)
+    tokens, positions, labels = (batch[name].to(device) for name in ("tokens", "position_ids", "labels"))
     return chunk(tokens, positions, None, labels=labels), _mean_loss
 
 
@@ -60,8 +58,6 @@ def _mean_over_ranks(state: TrainState, outputs: list[dict[str, Tensor]]) -> flo
     total = torch.zeros(1, dtype=torch.float64, device=groups.device)
     if groups.is_last_stage:
         # every tensor-parallel rank has the same loss
-        total += sum(out["loss"].double() for out in outputs) / (
-            len(outputs) * groups.data_ranks * groups.tp.size()
-        )
+        total += sum(out["loss"].double() for out in outputs) / (len(outputs) * groups.data_ranks * groups.tp.size())
     dist.all_reduce(total)
     return total.item()

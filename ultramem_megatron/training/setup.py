@@ -1,5 +1,6 @@
 """Processes, plan and config -> a run that is ready to step."""
 
+import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from ultramem_megatron.config.run import RunConfig
@@ -12,8 +13,6 @@ from ultramem_megatron.parallel.groups import Groups, build_groups
 from ultramem_megatron.planning.plan import Plan
 from ultramem_megatron.planning.rank_grid import build_rank_grid
 from ultramem_megatron.training.state import TrainState
-
-import torch
 
 
 def build_run_groups(config: RunConfig, plan: Plan, device: torch.device) -> Groups:
@@ -49,6 +48,4 @@ def build_train_state(config: RunConfig, plan: Plan, groups: Groups) -> TrainSta
 
 def _connect(transformer: TransformerConfig, config: RunConfig, groups: Groups) -> None:
     # the schedules read these hooks from the config
-    transformer.finalize_model_grads_func = make_finalizer(
-        sequence_parallel=config.parallelism.sequence, tp=groups.tp
-    )
+    transformer.finalize_model_grads_func = make_finalizer(sequence_parallel=config.parallelism.sequence, tp=groups.tp)

@@ -1,7 +1,6 @@
 """Everything that a running training job holds."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
@@ -51,7 +50,3 @@ class StepResult:
     """Of all parameters together, before clipping."""
     learning_rate: float
     value_learning_rate: float
-    seconds: float
-    """Wall time on this rank."""
-    recorded: dict[str, Any]
-    """What layers recorded, by metric name; empty between the intervals."""

@@ -1,19 +1,17 @@
 """One optimizer step."""
 
-import time
-
-from ultramem_megatron.training.forward_backward import MicroBatch, run_micro_batches
+from ultramem_megatron.data.batch import Batch
+from ultramem_megatron.training.forward_backward import run_micro_batches
 from ultramem_megatron.training.state import StepResult, TrainState
 
 
-def train_step(state: TrainState, micro_batches: list[MicroBatch]) -> StepResult:
+def train_step(state: TrainState, micro_batches: list[Batch]) -> StepResult:
     """Forward, backward, reduce, clip, update. Collective over the world.
 
     Args:
         state: The run; ``state.step`` rises by one.
         micro_batches: This rank's share of the next global batch.
     """
-    start = time.perf_counter()
     step = state.step + 1
     state.schedule.begin_step(step)
     for chunk, ddp in zip(state.chunks, state.ddp, strict=True):
@@ -31,6 +29,4 @@ def train_step(state: TrainState, micro_batches: list[MicroBatch]) -> StepResult
         gradient_norm=float(gradient_norm or 0.0),
         learning_rate=state.schedule.rate(values=False),
         value_learning_rate=state.schedule.rate(values=True),
-        seconds=time.perf_counter() - start,
-        recorded={},
     )

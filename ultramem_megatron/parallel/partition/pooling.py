@@ -24,13 +24,13 @@ def read_rows(shard_nv: Tensor, rows: Tensor) -> Tensor:
 
 class _ReadRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, shard_nv: Tensor, rows: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx, shard_nv: Tensor, rows: Tensor) -> Tensor:
         ctx.save_for_backward(rows)
         ctx.shard = shard_nv
         return shard_nv.index_select(0, rows.reshape(-1)).view(*rows.shape, shard_nv.shape[1])
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
+    def backward(ctx, grad: Tensor):
         (rows,) = ctx.saved_tensors
         shard = ctx.shard
         target = getattr(shard, "main_grad", None)

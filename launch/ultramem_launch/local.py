@@ -1,0 +1,110 @@
+"""``--local N``: N processes of a run on this machine.
+
+torchrun would do, but it turns every exit status into 1, drops SIGUSR1, and leaves the ranks behind when it is itself
+killed; a run needs its own status to arrive, the early warning of a scheduler, and no orphans.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ultramem_launch import exit_codes
+from ultramem_launch.place import RENDEZVOUS
+from ultramem_megatron.errors import LaunchError
+
+ERROR_FILE = "ULTRAMEM_ERROR_FILE"
+"""Where a rank leaves the paragraph of an error, so that it is printed once and not by every rank."""
+
+POLL_SECONDS = 0.1
+GRACE_SECONDS = 20.0
+"""How long ranks that outlive a failed one may take to end on their own."""
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def run_local_processes(num_processes: int, arguments: Sequence[str]) -> int:
+    """Start ``python -m ultramem_launch ARGUMENTS`` as each rank and wait for all.
+
+    Signals that ask a run to stop are handed on. When a rank fails the others are ended.
+
+    Returns:
+        The exit status of the run: that of the first rank that failed, else of rank 0.
+
+    Raises:
+        LaunchError: ``num_processes`` is not positive.
+    """
+    if num_processes < 1:
+        raise LaunchError(f"--local {num_processes} must be at least 1")
+    with tempfile.TemporaryDirectory(prefix="ultramem-") as folder:
+        ranks = [_start_rank(rank, num_processes, arguments, Path(folder)) for rank in range(num_processes)]
+        _hand_on_signals(ranks)
+        status = _wait_for_all(ranks)
+        for error in sorted(Path(folder).glob("error-*"))[:1]:
+            print(error.read_text(), end="", file=sys.stderr)
+        return status
+
+
+def _start_rank(rank: int, world_size: int, arguments: Sequence[str], folder: Path) -> "subprocess.Popen[bytes]":
+    environment = {
+        "GLOO_SOCKET_IFNAME": "lo",  # nothing listens beyond this machine
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        RENDEZVOUS: f"file://{folder}/rendezvous",
+        ERROR_FILE: str(folder / f"error-{rank:05d}"),
+    }
+    command = [sys.executable, "-m", "ultramem_launch", *arguments]
+    return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent)
+
+
+def _die_with_parent() -> None:
+    # a launcher killed with SIGKILL cannot end its ranks; the kernel can
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _hand_on_signals(ranks: "list[subprocess.Popen[bytes]]") -> None:
+    def hand_on(number: int, frame: object) -> None:
+        for rank in ranks:
+            if rank.poll() is None:
+                rank.send_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, hand_on)
+
+
+def _wait_for_all(ranks: "list[subprocess.Popen[bytes]]") -> int:
+    failed = 0
+    while any(rank.poll() is None for rank in ranks):
+        failed = next((r.returncode for r in ranks if r.returncode not in (None, *_GOOD)), 0)
+        if failed:
+            _end(ranks)
+            break
+        time.sleep(POLL_SECONDS)
+    failed = failed or next((r.returncode for r in ranks if r.returncode not in _GOOD), 0)
+    # killed by a signal: as a shell reports it
+    return 128 - failed if failed < 0 else failed or ranks[0].returncode
+
+
+_GOOD = (exit_codes.FINISHED, exit_codes.STOPPED)
+
+
+def _end(ranks: "list[subprocess.Popen[bytes]]") -> None:
+    deadline = time.monotonic() + GRACE_SECONDS
+    for rank in ranks:
+        if rank.poll() is None:
+            rank.terminate()
+    for rank in ranks:
+        try:
+            rank.wait(max(0.0, min(2.0, deadline - time.monotonic())))
+        except subprocess.TimeoutExpired:
+            rank.kill()  # waits in a collective for the rank that is gone
+            rank.wait()

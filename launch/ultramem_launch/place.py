@@ -1,0 +1,74 @@
+"""How this process was started, and its place among the others."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ultramem_megatron.errors import LaunchError
+
+if TYPE_CHECKING:
+    from ultramem_megatron.parallel.process import ProcessPlace
+
+RENDEZVOUS = "ULTRAMEM_RENDEZVOUS"
+"""Where the ranks of ``--local`` meet; without it the variables of torchrun are read."""
+
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+
+def is_one_of_several(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether a launcher started this process as one rank of a run."""
+    return "RANK" in environment and "WORLD_SIZE" in environment
+
+
+def refuse_nested_launch(local: int, environment: Mapping[str, str] = os.environ) -> None:
+    """``--local`` starts processes, which a process that is a rank already must not do.
+
+    Raises:
+        LaunchError: Inside torchrun or another launcher.
+    """
+    if is_one_of_several(environment):
+        raise LaunchError(
+            f"--local {local} starts {local} processes, but this process is already rank {environment['RANK']} of "
+            f"{environment['WORLD_SIZE']} of a launcher such as torchrun; leave --local out, or start without torchrun"
+        )
+
+
+def find_place(environment: Mapping[str, str] = os.environ) -> "ProcessPlace":
+    """The place that the launcher gave, or that of a lone process.
+
+    Raises:
+        LaunchError: A rank variable is missing, is no number, or contradicts another one.
+    """
+    from ultramem_megatron.parallel.process import ProcessPlace
+
+    if not is_one_of_several(environment):
+        folder = tempfile.mkdtemp(prefix="ultramem-")
+        return ProcessPlace(
+            rank=0, world_size=1, local_rank=0, local_world_size=1, rendezvous=f"file://{folder}/rendezvous"
+        )
+    rank, world_size, local_rank, local_world_size = (_number(environment, name) for name in RANK_VARIABLES)
+    if not 0 <= rank < world_size:
+        raise LaunchError(f"RANK = {rank} must be below WORLD_SIZE = {world_size}; start all ranks with one launcher")
+    if not 0 <= local_rank < local_world_size <= world_size:
+        raise LaunchError(
+            f"LOCAL_RANK = {local_rank}, LOCAL_WORLD_SIZE = {local_world_size} and WORLD_SIZE = {world_size} "
+            "contradict each other; start all ranks with one launcher"
+        )
+    return ProcessPlace(
+        rank=rank,
+        world_size=world_size,
+        local_rank=local_rank,
+        local_world_size=local_world_size,
+        rendezvous=environment.get(RENDEZVOUS, "env://"),
+    )
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    text = environment.get(name, "")
+    if not text.isdigit():
+        raise LaunchError(
+            f'{name} = "{text}" should be a number: a launcher sets all of {", ".join(RANK_VARIABLES)}; '
+            "start with torchrun or --local"
+        )
+    return int(text)

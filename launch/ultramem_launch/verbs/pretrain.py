@@ -1,0 +1,38 @@
+"""``ultramem pretrain``: train, on one process, on N of this machine, or as a rank of torchrun."""
+
+import sys
+from pathlib import Path
+
+import typer
+
+from ultramem_launch.configs import load_config
+
+
+def pretrain(
+    config: str = typer.Argument(..., help="A recipe's name or the path of a YAML file."),
+    overrides: list[str] = typer.Argument(None, metavar="[KEY=VALUE]...", help="Settings, such as training.steps=500."),
+    run_dir: Path = typer.Option(..., "--run-dir", help="Folder of the run; a run found there is resumed."),
+    local: int = typer.Option(0, "--local", metavar="N", help="Start N processes on this machine."),
+) -> None:
+    """Train a model; start the same command again to resume.
+
+    Exit status: 0 finished, 2 bad input, 75 saved and ended early on SIGTERM or SIGUSR1.
+
+    Example: ultramem pretrain quickstart training.steps=500 --run-dir runs/first --local 4
+    """
+    from ultramem_launch.local import run_local_processes
+    from ultramem_launch.place import is_one_of_several, refuse_nested_launch
+    from ultramem_launch.pretrain import make_plan, run_rank
+
+    if local:
+        refuse_nested_launch(local)
+    settings = load_config(config, overrides or [])
+    if is_one_of_several() or not local:
+        sys.exit(run_rank(settings, run_dir))
+    plan = make_plan(settings, run_dir, local)
+    _announce(run_dir, local, plan.chosen.label if plan.chosen else "no memory tables")
+    sys.exit(run_local_processes(local, ["pretrain", config, *(overrides or []), "--run-dir", str(run_dir)]))
+
+
+def _announce(run_dir: Path, processes: int, choice: str) -> None:
+    typer.echo(f"{processes} processes on this machine; memory tables: {choice}; run folder {run_dir}")

@@ -1,0 +1,56 @@
+"""Read a checkpoint into a run of any layout."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron.core import dist_checkpointing
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.optimizer import MegatronOptimizer
+
+from ultramem_megatron.checkpoint.content import sharded_state, weights_state
+from ultramem_megatron.checkpoint.manifest import Manifest
+from ultramem_megatron.errors import CheckpointError
+
+
+def load_checkpoint(folder: Path, ddp: list[DistributedDataParallel], optimizer: MegatronOptimizer) -> None:
+    """Fill weights and optimizer. Collective over the world; the layout may differ from the one that saved."""
+    loaded = dist_checkpointing.load(sharded_state(ddp, optimizer, loading=True), str(folder))
+    for index, chunk in enumerate(ddp):
+        chunk.module.load_state_dict(loaded["model"][f"chunk_{index}"])
+    optimizer.load_state_dict(loaded["optimizer"])
+
+
+def load_weights(folder: Path, chunks: Sequence[GPTModel]) -> None:
+    """Fill the weights alone. Collective over the world."""
+    loaded = dist_checkpointing.load(weights_state(chunks), str(folder))
+    for index, chunk in enumerate(chunks):
+        chunk.load_state_dict(loaded["model"][f"chunk_{index}"])
+
+
+# sizes that make a tensor what it is; the layout, the schedule and the batch may change between runs
+_SHAPES = {
+    "model": ("layers", "hidden", "ffn_hidden", "heads", "vocab_size", "gated_mlp", "tie_embeddings"),
+    "memory": (
+        *("variant", "spans", "keys_per_side", "heads", "heads_per_query", "key_dim", "value_dim", "tucker_rank"),
+        *("cores", "expansion", "query_conv_kernel", "normalize_keys", "shuffle_seed"),
+    ),
+}
+
+
+def check_same_model(folder: Path, manifest: Manifest, config: dict[str, Any]) -> None:
+    """Refuse a checkpoint of another model.
+
+    Raises:
+        CheckpointError: Names the first setting that differs, with both values.
+    """
+    sections = ("model",) if config["memory"]["variant"] == "none" else ("model", "memory")
+    for section in sections:
+        for name in _SHAPES[section]:
+            there, here = manifest.config[section].get(name), config[section][name]
+            if there != here:
+                raise CheckpointError(
+                    f"checkpoint {folder} is of another model: {section}.{name} = {there} there and {here} here; "
+                    "use the run's own config, or another run folder"
+                )

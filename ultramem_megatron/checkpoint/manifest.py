@@ -1,0 +1,79 @@
+"""What a checkpoint says of itself, in ``manifest.json``, written last: a folder without one is incomplete."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ultramem_megatron.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+
+
+class Manifest(BaseModel):
+    """The content of ``manifest.json``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+    step: int
+    consumed_samples: int
+    consumed_tokens: int
+    data_fingerprint: str
+    """Of the training samples and their order."""
+    world_size: int
+    plan: dict[str, Any]
+    plan_hash: str
+    config: dict[str, Any]
+    versions: dict[str, str]
+    """Of Python packages that wrote it."""
+    files: dict[str, int]
+    """Size in bytes of every other file, by path inside the folder."""
+
+    def write(self, folder: Path) -> None:
+        """Put it into ``folder`` durably, after everything else."""
+        path = folder / MANIFEST
+        path.write_text(self.model_dump_json(indent=2) + "\n")
+        sync_to_disk(path)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest, after every file that it lists was found with its size.
+
+    Raises:
+        CheckpointError: The folder is incomplete or damaged; names the first file that is wrong.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {folder} has no {MANIFEST}: it was not finished; remove the folder")
+    try:
+        manifest = Manifest.model_validate(json.loads(path.read_text()))
+    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"checkpoint {folder}: {MANIFEST} is damaged ({reason}); remove the folder") from None
+    for name, size in manifest.files.items():
+        file = folder / name
+        if not file.is_file():
+            raise CheckpointError(f"checkpoint {folder} is damaged: {name} is missing; restore it or remove the folder")
+        if file.stat().st_size != size:
+            raise CheckpointError(
+                f"checkpoint {folder} is damaged: {name} has {file.stat().st_size} bytes, written were {size}; "
+                "restore it or remove the folder"
+            )
+    return manifest
+
+
+def list_files(folder: Path) -> dict[str, int]:
+    """Every file below ``folder`` with its size."""
+    return {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def sync_to_disk(path: Path) -> None:
+    """Flush a file, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,54 @@
+"""Write a checkpoint: every rank its shards, one rank the manifest, nothing visible before all is on disk."""
+
+import contextlib
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+
+from ultramem_megatron.checkpoint import store
+from ultramem_megatron.checkpoint.content import sharded_state
+from ultramem_megatron.checkpoint.manifest import Manifest
+
+
+def save_checkpoint(
+    root: Path, ddp: list[DistributedDataParallel], optimizer: MegatronOptimizer, manifest: Manifest, keep: int
+) -> Path:
+    """Save under ``root`` and make it the newest. Collective over the world.
+
+    Args:
+        root: The folder of checkpoints, seen by all ranks.
+        ddp: This rank's wrapped model chunks.
+        optimizer: Whose master weights and moments go along.
+        manifest: ``files`` is filled in here.
+        keep: Newest checkpoints kept.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    first = dist.get_rank() == 0
+    if first:
+        store.begin(root, manifest.step)
+    dist.barrier()
+    folder = root / f"{store.UNFINISHED}{store.step_folder(root, manifest.step).name}"
+    dist_checkpointing.save(sharded_state(ddp, optimizer, loading=False), str(folder))
+    dist.barrier()
+    if first:
+        store.finish(root, folder, manifest, keep)
+    dist.barrier()
+    return store.step_folder(root, manifest.step)
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of what wrote the checkpoint."""
+    return dict(_versions())
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for name in ("ultramem-megatron", "torch", "megatron-core", "numpy"):
+        with contextlib.suppress(metadata.PackageNotFoundError):  # run from a source folder without install
+            yield name, metadata.version(name)

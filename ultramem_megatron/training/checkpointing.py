@@ -1,0 +1,95 @@
+"""When a run saves, and how it goes on from what was saved."""
+
+import logging
+from pathlib import Path
+
+import torch.distributed as dist
+
+from ultramem_megatron.checkpoint.load import check_same_model, load_checkpoint
+from ultramem_megatron.checkpoint.manifest import Manifest
+from ultramem_megatron.checkpoint.save import package_versions, save_checkpoint
+from ultramem_megatron.checkpoint.store import find_newest
+from ultramem_megatron.config.load import to_plain
+from ultramem_megatron.config.run import RunConfig
+from ultramem_megatron.errors import CheckpointError, UltraMemError
+from ultramem_megatron.training.hooks import Hook
+from ultramem_megatron.training.state import StepResult, TrainState
+
+logger = logging.getLogger(__name__)
+
+
+class SaveCheckpoints(Hook):
+    """Every ``checkpoint.interval`` steps, and when the loop ends."""
+
+    def __init__(self, root: Path, data_fingerprint: str) -> None:
+        self.root, self.data_fingerprint = root, data_fingerprint
+        self.saved_step = 0
+
+    def after_step(self, state: TrainState, result: StepResult) -> None:
+        interval = state.config.checkpoint.interval
+        if interval and result.step % interval == 0:
+            self._save(state)
+
+    def on_exit(self, state: TrainState) -> None:
+        if state.step > self.saved_step:
+            self._save(state)
+
+    def _save(self, state: TrainState) -> None:
+        manifest = Manifest(
+            step=state.step,
+            consumed_samples=state.consumed_samples,
+            consumed_tokens=state.consumed_tokens,
+            data_fingerprint=self.data_fingerprint,
+            world_size=dist.get_world_size(),
+            plan=state.plan.model_dump(mode="json", by_alias=True),
+            plan_hash=state.plan.hash,
+            config=to_plain(state.config),
+            versions=package_versions(),
+            files={},
+        )
+        save_checkpoint(self.root, state.ddp, state.optimizer, manifest, state.config.checkpoint.keep)
+        self.saved_step = state.step
+
+
+def find_start(config: RunConfig, root: Path) -> tuple[Path, Manifest] | None:
+    """The checkpoint to go on from: the run's newest good one, else the newest of ``checkpoint.load``.
+
+    Raises:
+        CheckpointError: There are checkpoints but none is usable, or it is of another model.
+    """
+    found = find_newest(root)
+    if found is None and config.checkpoint.load:
+        found = find_newest(Path(config.checkpoint.load))
+        if found is None:
+            raise CheckpointError(
+                f"checkpoint.load = {config.checkpoint.load} holds no checkpoint; name a run's checkpoints folder"
+            )
+    if found is not None:
+        check_same_model(*found, to_plain(config))
+    return found
+
+
+def agree_on_start(config: RunConfig, root: Path) -> tuple[Path, Manifest] | None:
+    """``find_start`` on one rank, for all: ranks must not choose for themselves. Collective over the world."""
+    answer: list[object] = [None]
+    if dist.get_rank() == 0:
+        try:
+            answer = [find_start(config, root)]
+        except UltraMemError as error:
+            answer = [error]
+    dist.broadcast_object_list(answer)
+    if isinstance(answer[0], UltraMemError):
+        raise answer[0]
+    return answer[0]  # type: ignore[return-value]
+
+
+def resume(state: TrainState, folder: Path, manifest: Manifest, data_fingerprint: str) -> None:
+    """Put the run where the checkpoint left it. Collective over the world."""
+    if manifest.data_fingerprint != data_fingerprint:
+        logger.warning(
+            "%s was trained on other data or another order; samples before step %d may come again",
+            folder,
+            manifest.step,
+        )
+    load_checkpoint(folder, state.ddp, state.optimizer)
+    state.step = manifest.step
