@@ -146,6 +146,9 @@ class SmallRun:
         self.optimizer.step()
         return [result["loss"] for result in results]
 
+    def steps_after_save(self) -> list[float]:
+        return [loss for number in range(SAVED_BEFORE, STEPS) for loss in self.step(number)]
+
 
 def forward(seeds: Iterator[int], model: Any) -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
     tokens = torch.randint(32, (2, SEQUENCE + 1), generator=torch.Generator().manual_seed(next(seeds)))
@@ -157,18 +160,16 @@ def forward(seeds: Iterator[int], model: Any) -> tuple[torch.Tensor, Callable[[t
 def train_and_save(layout: Layout, dtype: torch.dtype, folder: Path) -> list[float]:
     """All steps; returns the losses of those after the save."""
     run = SmallRun(layout, dtype)
-    losses = []
-    for number in range(STEPS):
-        if number == SAVED_BEFORE:
-            run.save(folder)
-        losses.append(run.step(number))
-    return sum(losses[SAVED_BEFORE:], [])
+    for number in range(SAVED_BEFORE):
+        run.step(number)
+    run.save(folder)
+    return run.steps_after_save()
 
 
 def resume(layout: Layout, dtype: torch.dtype, folder: Path) -> list[float]:
     run = SmallRun(layout, dtype)
     run.load(folder)
-    return sum((run.step(number) for number in range(SAVED_BEFORE, STEPS)), [])
+    return run.steps_after_save()
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-3)], ids=str)

@@ -117,9 +117,9 @@ def test_a_hung_rank_is_named_with_the_line_where_it_stands() -> None:
             time.sleep(600)
 
     started = time.monotonic()
-    with pytest.raises(RankHung, match=r"rank 1 of 2 did not finish within 1 s") as caught:
-        run_distributed(2, sleep_on_rank_1, timeout_seconds=1)
-    assert time.monotonic() - started < 10
+    with pytest.raises(RankHung, match=r"rank 1 of 2 did not finish within 4 s") as caught:
+        run_distributed(2, sleep_on_rank_1, timeout_seconds=4)
+    assert time.monotonic() - started < 20
     assert "rank 1 stood at:" in str(caught.value)
     assert "sleep_on_rank_1" in str(caught.value).split("stood at:")[1]
     assert "rank 0 stood at:" not in str(caught.value)
@@ -132,7 +132,7 @@ def test_a_rank_stuck_inside_a_collective_is_named_too() -> None:
             dist.barrier()
 
     with pytest.raises(RankHung, match=r"rank 0 of 2(?s:.*)in barrier"):
-        run_distributed(2, mismatched, timeout_seconds=1)
+        run_distributed(2, mismatched, timeout_seconds=4)
 
 
 def test_nothing_is_left_behind_not_even_children_of_ranks() -> None:
@@ -145,16 +145,25 @@ def test_nothing_is_left_behind_not_even_children_of_ranks() -> None:
     started = time.monotonic()
     before = {process.pid for process in psutil.Process().children(recursive=True)}
     children = run_distributed(2, leave_a_child)
+    elapsed = time.monotonic() - started
     assert {process.pid for process in psutil.Process().children(recursive=True)} == before
-    deadline = time.monotonic() + 5
-    while any(_is_alive(child) for child in children) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not any(_is_alive(child) for child in children)
-    assert time.monotonic() - started < 10  # nor is it waited for
+    assert _all_end(children)
+    assert elapsed < 15  # nor is it waited for
 
 
 def _is_alive(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _all_end(pids: list[int], within_seconds: float = 10) -> bool:
+    """A killed process is there for a moment longer."""
+    deadline = time.monotonic() + within_seconds
+    while any(map(_is_alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not any(map(_is_alive, pids))
 
 
 def test_exit_handlers_of_the_parent_do_not_run_in_ranks(tmp_path: Path) -> None:
@@ -193,8 +202,8 @@ def test_ranks_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
         ranks = [int(parent.stdout.readline()) for _ in range(2)]
         assert all(map(_is_alive, ranks))
         parent.kill()
-        assert parent.stdout.read() == ""  # returns once no rank holds the pipe
-    assert not any(map(_is_alive, ranks))
+        parent.wait()
+    assert _all_end(ranks)
 
 
 def test_megatron_is_inherited_by_ranks_and_works_there(megatron: ModuleType) -> None:

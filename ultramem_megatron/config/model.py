@@ -43,6 +43,11 @@ class ModelConfig:
     init_std: float = 0.02
     """Standard deviation of dense weights; projections back into the residual stream get it / sqrt(2 L)."""
 
+    embedding_init_std: float = 1.0
+    """Standard deviation of the input embedding (of both, when tied: set it near ``init_std`` then). With 0.02 the
+    residual stream starts small, the first norms multiply gradients by 50, and early steps spike (Takase et al.,
+    "Spike No More", arXiv 2312.16903)."""
+
     def __post_init__(self) -> None:
         for name in ("layers", "hidden", "ffn_hidden", "heads", "seq_length", "vocab_size", "norm_epsilon"):
             require_positive(f"model.{name}", getattr(self, name))

@@ -13,11 +13,25 @@ def expected_top_mean(num_scores: int, top_m: int) -> float:
 
     The paper takes it by Monte Carlo; the closed form has no noise, so every rank gets the same digits.
     """
+    return sum(_expected_best(num_scores, top_m)) / top_m
+
+
+def expected_pick_mean(num_scores: int, top_m: int) -> float:
+    """Mean of the ``top_m`` best products of one of the ``top_m`` best row and one of the best column scores.
+
+    This is what a head picks while a Tucker core is near rank 1. It exceeds ``expected_top_mean``, for which the
+    paper takes it, and even the square of that: 6.1 against 2.0 and 3.9 for 16 of 256.
+    """
+    best = _expected_best(num_scores, top_m)
+    return sum(sorted((row * column for row in best for column in best), reverse=True)[:top_m]) / top_m
+
+
+def _expected_best(num_scores: int, top_m: int) -> list[float]:
+    """Expected order statistics of standard normal draws, the largest first."""
     quantile = NormalDist().inv_cdf
-    draws = (
+    return [
         quantile((num_scores - i + 1 - BLOM_OFFSET) / (num_scores + 1 - 2 * BLOM_OFFSET)) for i in range(1, top_m + 1)
-    )
-    return sum(draws) / top_m
+    ]
 
 
 def value_std(expansion: int, picks: int, layers: int) -> float:

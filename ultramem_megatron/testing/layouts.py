@@ -1,0 +1,125 @@
+"""One config under many layouts: the same curve from each. Used by tests and by ``tools/compare_layouts``."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ultramem_megatron.config.load import resolve, to_plain, parse_override
+from ultramem_megatron.config.run import RunConfig
+from ultramem_megatron.testing.distributed import run_distributed
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Processes and the settings that lay them out."""
+
+    name: str
+    processes: int
+    overrides: tuple[str, ...] = ()
+
+
+def _layout(name: str, processes: int, *settings: str) -> Layout:
+    return Layout(name, processes, settings)
+
+
+LAYOUTS: tuple[Layout, ...] = (
+    _layout("1 process", 1),
+    _layout("DP2", 2, "memory.parallel_size=1"),
+    _layout("DP4, mem 4 number-wise", 4, "memory.parallel_size=4", "memory.partition=number_wise"),
+    _layout("DP4, mem 4 dimension-wise", 4, "memory.parallel_size=4", "memory.partition=dimension_wise"),
+    _layout("DP4, mem 2 number-wise", 4, "memory.parallel_size=2", "memory.partition=number_wise"),
+    _layout(
+        "TP2+SP x DP2, mem 4 dimension-wise",
+        4,
+        *("parallelism.tensor=2", "parallelism.sequence=true"),
+        *("memory.parallel_size=4", "memory.partition=dimension_wise"),
+    ),
+    _layout(
+        "PP2 x DP2, mem 2 number-wise",
+        4,
+        *("parallelism.pipeline=2", "memory.parallel_size=2", "memory.partition=number_wise"),
+    ),
+    _layout("TP2 x PP2", 4, "parallelism.tensor=2", "parallelism.pipeline=2"),
+)
+"""The first is the one that the others are compared with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """What a run reports, step by step."""
+
+    losses: list[float]
+    gradient_norms: list[float]
+
+    def largest_difference(self, other: "Curve") -> tuple[float, float]:
+        """Largest relative difference in loss and in gradient norm."""
+        return _largest(self.losses, other.losses), _largest(self.gradient_norms, other.gradient_norms)
+
+
+def _largest(ours: list[float], theirs: list[float]) -> float:
+    return max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
+
+
+def with_overrides(config: RunConfig, overrides: tuple[str, ...]) -> RunConfig:
+    """``config`` with ``key=value`` settings on top; its own pins of the memory group are lifted first."""
+    memory = dataclasses.replace(config.memory, parallel_size="auto")
+    free = dataclasses.replace(config, memory=memory)
+    return resolve([("config", to_plain(free)), *map(parse_override, overrides)])
+
+
+def train_layout(
+    config: RunConfig, layout: Layout, *, load: Path | None = None, save: Path | None = None, timeout_seconds: float = 300
+) -> Curve:
+    """Train ``config.training.steps`` steps under ``layout`` on forked gloo processes.
+
+    Args:
+        config: The model and the data; parallelism comes from the layout.
+        layout: How the processes are laid out.
+        load: Folder of checkpoints to begin from, whatever layout wrote them.
+        save: Folder of checkpoints to save into at ``config.training.stop_after`` (the run ends there).
+        timeout_seconds: For the whole run.
+    """
+    settings = with_overrides(config, layout.overrides)
+    curves = run_distributed(layout.processes, _train, settings, load, save, timeout_seconds=timeout_seconds)
+    return curves[0]
+
+
+def _train(config: RunConfig, load: Path | None, save: Path | None) -> Curve:
+    # imported here: the parent decides whether megatron-core is loaded before it forks
+    import torch.distributed as dist
+
+    from ultramem_megatron.data.batch import BatchSampler
+    from ultramem_megatron.data.dataset import open_training_data
+    from ultramem_megatron.parallel import cpu_seam
+    from ultramem_megatron.planning.choose import choose_plan
+    from ultramem_megatron.planning.cluster import local_cluster
+    from ultramem_megatron.training.checkpointing import SaveCheckpoints, agree_on_start, resume
+    from ultramem_megatron.training.setup import build_run_groups, build_train_state
+    from ultramem_megatron.training.step import train_step
+
+    cpu_seam.install()
+    data = open_training_data(config)
+    plan = choose_plan(config, local_cluster(dist.get_world_size()))
+    groups = build_run_groups(config, plan, torch.device("cpu"))
+    state = build_train_state(config, plan, groups)
+    start = agree_on_start(config, load) if load is not None else None
+    if start is not None:
+        resume(state, *start, data.fingerprint)
+    training = config.training
+    batches = iter(
+        BatchSampler(
+            data,
+            global_batch_size=training.global_batch_size,
+            micro_batch_size=training.micro_batch_size,
+            dp_rank=groups.data_rank,
+            dp_size=groups.data_ranks,
+            consumed_samples=state.consumed_samples,
+        )
+    )
+    last = training.stop_after or training.steps
+    results = [train_step(state, next(batches)) for _ in range(state.step, last)]
+    if save is not None:
+        SaveCheckpoints(save, data.fingerprint).on_exit(state)
+    return Curve([r.loss for r in results], [r.gradient_norm for r in results])
