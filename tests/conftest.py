@@ -70,8 +70,9 @@ def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def megatron() -> ModuleType:
     """``megatron.core``, imported once for all tests and their forked ranks, with the CPU seam where it is needed."""
-    seam = import_module("ultramem_megatron.parallel.cpu_seam")
-    (seam.install_repairs if torch.cuda.is_available() else seam.install)()
+    if not torch.cuda.is_available():
+        import_module("ultramem_megatron.parallel.cpu_seam").install()
+    import_module("ultramem_megatron.parallel.mcore_repairs").install()
     for name in MEGATRON_MODULES:
         import_module(name)
     return import_module("megatron.core")

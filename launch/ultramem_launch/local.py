@@ -5,6 +5,7 @@ killed; a run needs its own status to arrive, the early warning of a scheduler, 
 """
 
 import ctypes
+import functools
 import os
 import signal
 import subprocess
@@ -21,7 +22,8 @@ from ultramem_megatron.errors import LaunchError
 ERROR_FILE = "ULTRAMEM_ERROR_FILE"
 """Where a rank leaves the paragraph of an error, so that it is printed once and not by every rank."""
 
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.02
+"""Short, so that the rank that failed first is told from those that fail because it is gone."""
 GRACE_SECONDS = 20.0
 """How long ranks that outlive a failed one may take to end on their own."""
 
@@ -62,13 +64,16 @@ def _start_rank(rank: int, world_size: int, arguments: Sequence[str], folder: Pa
         ERROR_FILE: str(folder / f"error-{rank:05d}"),
     }
     command = [sys.executable, "-m", "ultramem_launch", *arguments]
-    return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent)
+    die_with_us = functools.partial(_die_with_parent, os.getpid())
+    return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, preexec_fn=die_with_us)
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(parent: int) -> None:
     # a launcher killed with SIGKILL cannot end its ranks; the kernel can
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it was killed before the kernel knew
+            os._exit(1)
 
 
 def _hand_on_signals(ranks: "list[subprocess.Popen[bytes]]") -> None:

@@ -1,6 +1,8 @@
 """How this process was started, and its place among the others."""
 
+import atexit
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -17,8 +19,8 @@ RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
 def is_one_of_several(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether a launcher started this process as one rank of a run."""
-    return "RANK" in environment and "WORLD_SIZE" in environment
+    """Whether a launcher started this process as one rank of a run; ``find_place`` checks that it did so fully."""
+    return any(name in environment for name in RANK_VARIABLES)
 
 
 def refuse_nested_launch(local: int, environment: Mapping[str, str] = os.environ) -> None:
@@ -29,8 +31,8 @@ def refuse_nested_launch(local: int, environment: Mapping[str, str] = os.environ
     """
     if is_one_of_several(environment):
         raise LaunchError(
-            f"--local {local} starts {local} processes, but this process is already rank {environment['RANK']} of "
-            f"{environment['WORLD_SIZE']} of a launcher such as torchrun; leave --local out, or start without torchrun"
+            f"--local {local} starts {local} processes, but this process is already a rank of a launcher such as "
+            f"torchrun ({_set_variables(environment)}); leave --local out, or start without torchrun"
         )
 
 
@@ -44,6 +46,7 @@ def find_place(environment: Mapping[str, str] = os.environ) -> "ProcessPlace":
 
     if not is_one_of_several(environment):
         folder = tempfile.mkdtemp(prefix="ultramem-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
         return ProcessPlace(
             rank=0, world_size=1, local_rank=0, local_world_size=1, rendezvous=f"file://{folder}/rendezvous"
         )
@@ -55,6 +58,10 @@ def find_place(environment: Mapping[str, str] = os.environ) -> "ProcessPlace":
             f"LOCAL_RANK = {local_rank}, LOCAL_WORLD_SIZE = {local_world_size} and WORLD_SIZE = {world_size} "
             "contradict each other; start all ranks with one launcher"
         )
+    if RENDEZVOUS not in environment:
+        _number(environment, "MASTER_PORT")
+        if not environment.get("MASTER_ADDR"):
+            raise LaunchError("MASTER_ADDR is not set, so the ranks cannot meet; start with torchrun or --local")
     return ProcessPlace(
         rank=rank,
         world_size=world_size,
@@ -66,9 +73,13 @@ def find_place(environment: Mapping[str, str] = os.environ) -> "ProcessPlace":
 
 def _number(environment: Mapping[str, str], name: str) -> int:
     text = environment.get(name, "")
-    if not text.isdigit():
+    if not text.isdecimal():
         raise LaunchError(
-            f'{name} = "{text}" should be a number: a launcher sets all of {", ".join(RANK_VARIABLES)}; '
-            "start with torchrun or --local"
+            f'{name} = "{text}" should be a number: a launcher sets all of {", ".join(RANK_VARIABLES)}, MASTER_ADDR '
+            f"and MASTER_PORT, and this process has {_set_variables(environment)}; start with torchrun or --local"
         )
     return int(text)
+
+
+def _set_variables(environment: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}={environment[name]}" for name in RANK_VARIABLES if name in environment)

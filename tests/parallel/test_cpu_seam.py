@@ -19,10 +19,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ultramem_megatron.parallel import cpu_seam
+from ultramem_megatron.parallel import cpu_seam, mcore_repairs, patching
 from ultramem_megatron.testing.distributed import run_distributed
 
-ALL = (*cpu_seam.ENTRIES, *cpu_seam.REPAIRS)
+ALL = (*cpu_seam.ENTRIES, *mcore_repairs.REPAIRS)
 NO_CUDA = "CUDA|NVIDIA"  # "not compiled with CUDA", or "no NVIDIA driver" in a build with CUDA
 
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="the seam is for machines without CUDA")
@@ -161,6 +161,14 @@ def check_clipping() -> None:
     assert clip_grads.count_zeros_fp32([parameter], dist.group.WORLD) == 1.0
     clip_grads.clip_grad_by_total_norm_fp32([parameter], max_norm=1.0, total_norm=4.0)
     torch.testing.assert_close(parameter.grad, torch.tensor([0.0, 1.0]))
+
+
+def check_norm_precision() -> None:
+    from megatron.core.optimizer import clip_grads
+
+    gradient = torch.randn(1 << 20) * 1e-3
+    exact = gradient.double().norm().item()
+    assert abs(clip_grads.get_grad_norm_fp32([gradient], 2.0) / exact - 1) < 1e-6
 
 
 def check_loss_scale() -> None:
@@ -312,6 +320,7 @@ PROBES = {
     "random generator": Probe(check_random_tracker, NO_CUDA),
     "random generator warning": Probe(check_no_warning, "CPU RNG state changed"),
     "gradient clipping": Probe(check_clipping, NO_CUDA),
+    "gradient norm": Probe(check_norm_precision, NO_CUDA),
     "loss scale": Probe(check_loss_scale, NO_CUDA),
     "parameter types": Probe(check_parameter_types, r"Received torch\.FloatTensor"),
     "schedules": Probe(check_schedule, NO_CUDA),
@@ -327,10 +336,15 @@ PROBES = {
 }
 
 
+def install_all() -> None:
+    cpu_seam.install()
+    mcore_repairs.install()
+
+
 def run_without(name: str, folder: Path) -> None:
     """The probe of an entry, with all others in place."""
     tempfile.tempdir = str(folder)
-    cpu_seam.uninstall()
+    patching.uninstall()
     for entry in ALL:
         if entry.name != name:
             entry.apply()
@@ -339,14 +353,14 @@ def run_without(name: str, folder: Path) -> None:
 
 def run_with(name: str, folder: Path) -> None:
     tempfile.tempdir = str(folder)
-    cpu_seam.uninstall()
-    cpu_seam.install()
+    patching.uninstall()
+    install_all()
     PROBES[name].check()
 
 
 def check_shared_step() -> None:
     """The fault that the entry "Adam step" mends: it raises nothing, so it is shown by its number."""
-    cpu_seam.uninstall()
+    patching.uninstall()
     for entry in cpu_seam.ENTRIES:
         entry.apply()
     optimizer = small_optimizer(small_model()).chained_optimizers[0]
@@ -374,16 +388,16 @@ def megatron_codes() -> dict[str, Any]:
 
 
 def check_install_twice_and_uninstall() -> None:
-    cpu_seam.uninstall()
+    patching.uninstall()
     torch_before, codes_before = torch_state(), megatron_codes()
-    cpu_seam.install()
+    install_all()
     torch_installed, codes_installed = torch_state(), megatron_codes()
-    cpu_seam.install()
+    install_all()
     assert torch_state() == torch_installed
     assert megatron_codes() == codes_installed
     assert torch_installed != torch_before
     assert sum(codes_installed[name] != code for name, code in codes_before.items()) >= 20
-    cpu_seam.uninstall()
+    patching.uninstall()
     assert torch_state() == torch_before
     assert {name: code for name, code in megatron_codes().items() if name in codes_before} == codes_before
 

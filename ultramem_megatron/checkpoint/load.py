@@ -33,7 +33,7 @@ def load_weights(folder: Path, chunks: Sequence[GPTModel]) -> None:
 _SHAPES = {
     "model": ("layers", "hidden", "ffn_hidden", "heads", "vocab_size", "gated_mlp", "tie_embeddings"),
     "memory": (
-        *("variant", "spans", "keys_per_side", "heads", "heads_per_query", "key_dim", "value_dim", "tucker_rank"),
+        *("spans", "keys_per_side", "heads", "heads_per_query", "key_dim", "value_dim", "tucker_rank"),
         *("cores", "expansion", "query_conv_kernel", "normalize_keys", "shuffle_seed"),
     ),
 }
@@ -45,12 +45,13 @@ def check_same_model(folder: Path, manifest: Manifest, config: dict[str, Any]) -
     Raises:
         CheckpointError: Names the first setting that differs, with both values.
     """
-    sections = ("model",) if config["memory"]["variant"] == "none" else ("model", "memory")
-    for section in sections:
-        for name in _SHAPES[section]:
-            there, here = manifest.config[section].get(name), config[section][name]
-            if there != here:
-                raise CheckpointError(
-                    f"checkpoint {folder} is of another model: {section}.{name} = {there} there and {here} here; "
-                    "use the run's own config, or another run folder"
-                )
+    compared = [("memory", "variant"), *(("model", name) for name in _SHAPES["model"])]
+    if config["memory"]["variant"] != "none":
+        compared += [("memory", name) for name in _SHAPES["memory"]]
+    for section, name in compared:
+        there, here = manifest.config.get(section, {}).get(name), config[section][name]
+        if there != here:
+            raise CheckpointError(
+                f"checkpoint {folder} is of another model: {section}.{name} = {there} there and {here} here; "
+                "use the run's own config, or another run folder"
+            )

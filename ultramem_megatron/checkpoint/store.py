@@ -27,7 +27,10 @@ def begin(root: Path, step: int) -> Path:
     """An empty folder to write into; whatever a killed writer left is removed. For one process."""
     root.mkdir(parents=True, exist_ok=True)
     for leftover in root.glob(f"{UNFINISHED}*"):
-        shutil.rmtree(leftover)
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:  # a pointer that was written but not yet put in its place
+            leftover.unlink()
     folder = root / f"{UNFINISHED}{step_folder(root, step).name}"
     folder.mkdir()
     return folder
@@ -52,7 +55,9 @@ def finish(root: Path, folder: Path, manifest: Manifest, keep: int) -> Path:
         shutil.rmtree(target)
     folder.rename(target)
     _point_latest(root, target)
-    for old in checkpoint_folders(root)[keep:]:
+    # newer ones are damaged, or the run would have gone on from there: they must not push out good ones
+    not_newer = [finished for finished in checkpoint_folders(root) if finished.name <= target.name]
+    for old in not_newer[keep:]:
         shutil.rmtree(old)
     return target
 

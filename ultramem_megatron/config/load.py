@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ultramem_megatron.config.run import RunConfig
@@ -31,8 +32,8 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"{path} does not exist; name a YAML file or a recipe (see `ultramem recipes`)")
     try:
         from_file = read_yaml(path.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not readable as YAML: {error}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{path} is not readable as YAML: {_one_line(error)}") from None
     if not isinstance(from_file, dict):
         raise ConfigError(f"{path} must hold sections (model:, memory:, ...), not a {type(from_file).__name__}")
     return resolve([(str(path), from_file), *map(parse_override, overrides)])
@@ -45,28 +46,37 @@ def parse_override(text: str) -> tuple[str, dict[str, Any]]:
         raise ConfigError(f'override "{text}" is not of the form section.key=value, as in training.steps=100')
     try:
         nested = read_yaml(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f'override "{text}" cannot be read: {error}') from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f'override "{text}" cannot be read as YAML: {_one_line(error)}') from None
     for part in reversed(key.split(".")):
         nested = {part: nested}
     return text, nested
 
 
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML ships no types
-    """YAML 1.2 numbers: ``1e-4`` is a float, and ``1:2`` is text, not 62 as YAML 1.1 reads it."""
+    """YAML 1.2 scalars: ``1e-4`` is a float; ``1:2``, ``no`` and ``2026-01-31`` are text, unlike in YAML 1.1.
+
+    A whole number that is not written in its shortest form (``007``, ``1_000``) is left as text: a number field takes
+    it as decimal, and a text field keeps it as it was written.
+    """
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
-        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float"))]
+        first: [r for r in resolvers if not r[0].endswith((":int", ":float", ":bool", ":timestamp"))]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?[0-9][0-9_]*$"), list("-+0123456789"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"(0|-?[1-9][0-9]*)$"), list("-0123456789"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"),
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?$"),
     list("-+.0123456789"),
 )
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"([Tt]rue|TRUE|[Ff]alse|FALSE)$"), list("tTfF"))
 
 
 def read_yaml(text: str) -> Any:
@@ -74,6 +84,7 @@ def read_yaml(text: str) -> Any:
 
     Raises:
         yaml.YAMLError: The text is no YAML.
+        ValueError: A number has thousands of digits.
     """
     return yaml.load(text, _Loader)  # _Loader is a SafeLoader: it builds no objects
 
@@ -83,7 +94,10 @@ def resolve(layers: Iterable[tuple[str, dict[str, Any]]]) -> RunConfig:
     plain: Any = OmegaConf.create({})
     for origin, nested in layers:
         _refuse_unknown_keys(nested, RunConfig, origin)
-        plain = OmegaConf.merge(plain, nested)
+        try:
+            plain = OmegaConf.merge(plain, nested)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{origin} holds what no setting can be: {str(error).splitlines()[0]}") from None
     config = _build(RunConfig, OmegaConf.to_container(plain), "")
     assert isinstance(config, RunConfig)
     return config
@@ -113,6 +127,11 @@ def _refuse_unknown_keys(nested: dict[str, Any], kind: type, origin: str, prefix
             if not isinstance(value, dict):
                 raise ConfigError(f"{origin}: {prefix}{key} is a section and needs keys of its own, not {value}")
             _refuse_unknown_keys(value, hints[key], origin, f"{prefix}{key}.")
+        elif any(mark in str(value) for mark in _OMEGACONF_MARKS):
+            raise ConfigError(f"{origin}: {prefix}{key} = {value} is a reference; settings are plain, write its value")
+
+
+_OMEGACONF_MARKS = ("${", "???")  # interpolation, and "missing": neither would be resolved
 
 
 def _unknown_key(path: str, origin: str) -> str:
@@ -129,28 +148,33 @@ def _build(kind: type, values: Any, path: str) -> Any:
     """Dataclass from plain values, types converted and checked by OmegaConf field by field."""
     hints = get_type_hints(kind)
     arguments: dict[str, Any] = {}
+    types = OmegaConf.structured(kind)
+    OmegaConf.set_readonly(types, False)  # frozen dataclasses come read-only
     for key, value in (values or {}).items():
         if dataclasses.is_dataclass(hints[key]):
             arguments[key] = _build(hints[key], value, f"{key}.")
         else:
-            arguments[key] = _typed(kind, key, hints[key], value, path)
+            arguments[key] = _typed(types, key, hints[key], value, path)
     return kind(**arguments)
 
 
-def _typed(kind: type, key: str, hint: Any, value: Any, path: str) -> Any:
+def _typed(types: DictConfig, key: str, hint: Any, value: Any, path: str) -> Any:
     if isinstance(hint, type) and issubclass(hint, StrEnum):
         return _named(hint, value, f"{path}{key}")
     if hint is str and type(value) is int:
         return str(value)
+    if hint is str and isinstance(value, bool | float):
+        raise ConfigError(f"{path}{key} = {value} must be text; write it in quotes")
     try:
-        node = OmegaConf.structured(kind)
-        OmegaConf.set_readonly(node, False)  # frozen dataclasses come read-only
-        OmegaConf.update(node, key, value)
-        plain = OmegaConf.to_container(node)
+        OmegaConf.update(types, key, value)
+        plain = OmegaConf.to_container(types)
     except OmegaConfBaseException as error:
         first = str(error).splitlines()[0]
         raise ConfigError(f"{path}{key} = {value!r} has the wrong type: {first}") from None
     assert isinstance(plain, dict)
+    for number in plain[key].values() if isinstance(plain[key], dict) else [plain[key]]:
+        if isinstance(number, float) and not math.isfinite(number):
+            raise ConfigError(f"{path}{key} = {value} must be a finite number")
     return plain[key]
 
 

@@ -25,6 +25,12 @@ class PartitionName(StrEnum):
     REPLICATED = "replicated"
 
 
+MOST_ROWS = 2**31
+"""Row numbers travel as int32 ..."""
+MOST_BLOCKS = 2**8
+"""... and block numbers as uint8."""
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """A memory layer reads at block ``read`` and adds to the output of block ``add``, counted from 1."""
@@ -137,6 +143,15 @@ class MemoryConfig:
                 f"memory.expansion = {self.expansion} is not a square, and row and column keys grow by its "
                 f"root each; the nearest squares are {side**2} and {(side + 1) ** 2}"
             )
+        if self.expansion > MOST_BLOCKS:
+            raise ConfigError(f"memory.expansion = {self.expansion} exceeds {MOST_BLOCKS}, the most that fit one byte")
+        if self.num_rows > MOST_ROWS:
+            raise ConfigError(
+                f"memory.keys_per_side = {self.keys_per_side} makes a table of {self.num_rows} rows, and rows are "
+                f"numbered with 31 bits; set it to at most {math.isqrt(MOST_ROWS)}"
+            )
+        if self.shuffle_seed < 0:
+            raise ConfigError(f"memory.shuffle_seed = {self.shuffle_seed} must not be negative")
         if self.top_m > self.keys_per_side:
             raise ConfigError(
                 f"memory.top_m = {self.top_m} exceeds memory.keys_per_side = {self.keys_per_side}, and a head "
@@ -160,7 +175,7 @@ class MemoryConfig:
                 'for instance memory.spans="1:2/3:4"'
             )
         parse_spans(self.spans)
-        if self.parallel_size != "auto" and (not self.parallel_size.isdigit() or int(self.parallel_size) < 1):
+        if self.parallel_size != "auto" and (not self.parallel_size.isdecimal() or int(self.parallel_size) < 1):
             raise ConfigError(f"memory.parallel_size = {self.parallel_size} must be auto or a number of ranks from 1")
 
     @property

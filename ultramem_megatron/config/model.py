@@ -49,7 +49,9 @@ class ModelConfig:
     "Spike No More", arXiv 2312.16903)."""
 
     def __post_init__(self) -> None:
-        for name in ("layers", "hidden", "ffn_hidden", "heads", "seq_length", "vocab_size", "norm_epsilon"):
+        for name in ("layers", "hidden", "ffn_hidden", "heads", "seq_length", "vocab_size"):
+            require_positive(f"model.{name}", getattr(self, name))
+        for name in ("norm_epsilon", "rope_base", "init_std"):
             require_positive(f"model.{name}", getattr(self, name))
         require_divides("model.heads", self.heads, "model.hidden", self.hidden)
         if self.hidden // self.heads % 2:

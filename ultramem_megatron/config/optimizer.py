@@ -42,6 +42,9 @@ class OptimizerConfig:
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ConfigError(f"optimizer.{name} = {value} must lie between 0 and 1")
+        for name in ("beta1", "beta2"):
+            if getattr(self, name) == 1:
+                raise ConfigError(f"optimizer.{name} = 1 must lie below 1, or no gradient would ever count")
         for name in ("weight_decay", "clip_gradient"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"optimizer.{name} = {getattr(self, name)} must not be negative")

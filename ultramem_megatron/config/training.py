@@ -4,6 +4,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from ultramem_megatron.config.check import require_divides, require_positive
+from ultramem_megatron.errors import ConfigError
+
+_SEEDS = 2**32
+"""NumPy's legacy generator, which orders the samples, takes no larger ones."""
 
 
 class Precision(StrEnum):
@@ -44,6 +48,11 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "global_batch_size", "micro_batch_size", "eval_batches"):
             require_positive(f"training.{name}", getattr(self, name))
+        for name in ("eval_interval", "stop_after"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"training.{name} = {getattr(self, name)} must be 0 (never) or a number of steps")
+        if not 0 <= self.seed < _SEEDS:
+            raise ConfigError(f"training.seed = {self.seed} must lie between 0 and {_SEEDS - 1}")
         require_divides(
             "training.micro_batch_size",
             self.micro_batch_size,

@@ -42,7 +42,7 @@ class TokenShare:
         Returns:
             [count, b, D]; gradients go back to the rank that holds those tokens.
         """
-        if self.tp.size() == 1:
+        if self.tp.size() == 1 or count == 0:  # x[-0:] would be all of x
             return x_sbD.new_zeros((count, *x_sbD.shape[1:]))
         tails = gather_from_sequence_parallel_region(x_sbD[-count:].contiguous(), group=self.tp)
         rank = self.tp.rank()

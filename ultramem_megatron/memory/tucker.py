@@ -37,7 +37,8 @@ class TuckerCore(nn.Module):
         (u, t) and (-u, -t) are the same matrix but pick other candidates, since only the largest scores count. At
         first the sum of u is made positive; later the pair nearer to the one before is taken.
         """
-        summed = self.weight.sum(dim=1).double().cpu()  # r x r: the CPU is as quick, and its digits are the same
+        # widened before the sum, as in the forward pass; r x r: the CPU is as quick, and its digits are the same
+        summed = self.weight.double().sum(dim=1).cpu()
         u, _, t = torch.linalg.svd(summed)
         left, right = u[..., 0], t[..., 0, :]
         before = self.left.double().cpu()

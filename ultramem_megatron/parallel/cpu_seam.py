@@ -1,4 +1,4 @@
-"""Lets megatron-core 0.16.1 run on CPU tensors and gloo, and mends two of its faults on every device.
+"""Lets megatron-core 0.16.1 run on CPU tensors and gloo. Never imported where there is a CUDA device.
 
 megatron-core names CUDA in well over a hundred places. The seam is a table, ``ENTRIES``: each entry says what
 megatron-core does and where, and what stands in its place. Three rules keep it narrow and free of cost:
@@ -11,24 +11,21 @@ megatron-core does and where, and what stands in its place. Three rules keep it 
 * Nothing is intercepted. A ``TorchFunctionMode`` would do all of this in ten lines, but is paid in every torch call of
   the process: 25 instead of 19 ms for a step of a GPT of 4 layers, width 64 (2 CPU cores, 2026-11).
 
-``install`` is for machines without CUDA. ``REPAIRS`` concern a GPU as well, when neither Transformer Engine nor apex is
-there: ``install_repairs``. What no entry can change: the host has one random generator, so
-``model_parallel_cuda_manual_seed`` seeds ``torch.rand`` too.
+What no entry can change: the host has one random generator, so ``model_parallel_cuda_manual_seed`` seeds
+``torch.rand`` too. Faults of megatron-core that concern a GPU as well are in ``mcore_repairs.py``.
 """
 
 import importlib
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from types import CodeType, FunctionType
 from typing import Any
 
 import torch
 
-Undo = Callable[[], None]
-Apply = Callable[[], list[Undo]]
+from ultramem_megatron.parallel.patching import Apply, Entry, Undo, apply_entries, put
 
 CPU_NAMES = {
     "cuda": "cpu",
@@ -36,23 +33,6 @@ CPU_NAMES = {
     "torch.cuda.HalfTensor": "torch.HalfTensor",
     "torch.cuda.BFloat16Tensor": "torch.BFloat16Tensor",
 }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Entry:
-    """One thing that megatron-core does and that does not work here."""
-
-    name: str
-    """Short and unique; tests and messages use it."""
-    why: str
-    """What megatron-core 0.16.1 does, and where (files are relative to megatron/core)."""
-    instead: str
-    """What stands in its place."""
-    apply: Apply
-    """Puts it there; returns what takes it away again."""
-
-
-_installed: dict[str, list[Undo]] = {}  # a patch of the process is process state: entry name -> how to take it back
 
 
 def install() -> None:
@@ -64,39 +44,10 @@ def install() -> None:
         AssertionError: On a machine with CUDA, where none of this may be touched.
     """
     assert not torch.cuda.is_available(), "the CPU seam must not be installed where CUDA is available"
-    _apply_all(ENTRIES)
-    _apply_all(REPAIRS)
-
-
-def install_repairs() -> None:
-    """Mend the faults of megatron-core that concern every device (``REPAIRS``); twice is once."""
-    _apply_all(REPAIRS)
-
-
-def uninstall() -> None:
-    """Take everything back, newest first (for tests)."""
-    for name in reversed(list(_installed)):
-        for undo in reversed(_installed.pop(name)):
-            undo()
-
-
-def _apply_all(entries: Iterable[Entry]) -> None:
-    for entry in entries:
-        if entry.name not in _installed:
-            _installed[entry.name] = entry.apply()
+    apply_entries(ENTRIES)
 
 
 # --- How an entry changes something -----------------------------------------------------------------------------------
-
-
-def _put(owner: Any, attribute: str, value: Any) -> Undo:
-    """Set ``owner.attribute``; what was inherited or absent before is so again afterwards."""
-    if attribute in vars(owner):
-        before = vars(owner)[attribute]
-        setattr(owner, attribute, value)
-        return lambda: setattr(owner, attribute, before)
-    setattr(owner, attribute, value)
-    return lambda: delattr(owner, attribute)
 
 
 def _cpu_names(functions: Mapping[str, tuple[str, ...]]) -> Apply:
@@ -160,8 +111,8 @@ class HostStream(torch.cpu.Stream):
 
 def _use_host_device() -> list[Undo]:
     return [
-        _put(torch.cuda, "current_device", torch.cpu.current_device),
-        _put(torch.cuda, "synchronize", torch.cpu.synchronize),
+        put(torch.cuda, "current_device", torch.cpu.current_device),
+        put(torch.cuda, "synchronize", torch.cpu.synchronize),
     ]
 
 
@@ -169,7 +120,7 @@ def _keep_tensor_on_host() -> list[Undo]:
     def cuda(tensor: torch.Tensor, device: Any = None, non_blocking: bool = False, **_: Any) -> torch.Tensor:
         return tensor
 
-    return [_put(torch.Tensor, "cuda", cuda)]
+    return [put(torch.Tensor, "cuda", cuda)]
 
 
 def _use_host_streams() -> list[Undo]:
@@ -182,11 +133,11 @@ def _use_host_streams() -> list[Undo]:
         return torch.cpu.stream(stream)  # type: ignore[arg-type]
 
     return [
-        _put(torch.cuda, "Stream", HostStream),
-        _put(torch.cuda, "Event", HostEvent),
-        _put(torch.cuda, "current_stream", current_stream),
-        _put(torch.cuda, "default_stream", current_stream),
-        _put(torch.cuda, "stream", stream),
+        put(torch.cuda, "Stream", HostStream),
+        put(torch.cuda, "Event", HostEvent),
+        put(torch.cuda, "current_stream", current_stream),
+        put(torch.cuda, "default_stream", current_stream),
+        put(torch.cuda, "stream", stream),
     ]
 
 
@@ -200,11 +151,11 @@ def _use_host_generator() -> list[Undo]:
         torch.set_rng_state(new_state)
 
     return [
-        _put(torch.cuda, "manual_seed", torch.manual_seed),
-        _put(torch.cuda, "get_rng_state", get_state),
-        _put(torch.cuda.random, "get_rng_state", get_state),
-        _put(torch.cuda, "set_rng_state", set_state),
-        _put(mcore_random, "_set_cuda_rng_state", set_state),
+        put(torch.cuda, "manual_seed", torch.manual_seed),
+        put(torch.cuda, "get_rng_state", get_state),
+        put(torch.cuda.random, "get_rng_state", get_state),
+        put(torch.cuda, "set_rng_state", set_state),
+        put(mcore_random, "_set_cuda_rng_state", set_state),
     ]
 
 
@@ -218,48 +169,23 @@ def _drop_generator_warning() -> list[Undo]:
     return [lambda: logger.removeFilter(keep)]
 
 
+def _sum_norm_in_fp64() -> list[Undo]:
+    from megatron.core.optimizer import clip_grads
+
+    def l2_norm(chunk_size: int, overflow: torch.Tensor, lists: Any, per_tensor: bool) -> tuple[torch.Tensor, None]:
+        norms = [torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in lists[0]]
+        return torch.linalg.vector_norm(torch.stack(norms)).float().reshape(1), None
+
+    return [put(clip_grads, "l2_norm_impl", l2_norm)]
+
+
 def _give_numpy_splits() -> list[Undo]:
     from megatron.core.transformer.moe import token_dispatcher
 
     def maybe_move_tensor_to_cpu(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
         return tensor.numpy().copy() if as_numpy and torch.is_tensor(tensor) else tensor
 
-    return [_put(token_dispatcher, "maybe_move_tensor_to_cpu", maybe_move_tensor_to_cpu)]
-
-
-# --- Faults on every device, without Transformer Engine and apex ------------------------------------------------------
-
-
-def _bind_router_gemm() -> list[Undo]:
-    from megatron.core.transformer.moe import moe_utils
-
-    return [] if hasattr(moe_utils, "te_general_gemm") else [_put(moe_utils, "te_general_gemm", None)]
-
-
-def _separate_adam_steps() -> list[Undo]:
-    from megatron.core.optimizer import distrib_optimizer
-
-    if distrib_optimizer.HAVE_APEX_OR_TE:
-        return []
-    optimizer_class = distrib_optimizer.DistributedOptimizer
-    load_before = optimizer_class.load_state_dict
-    set_before = optimizer_class._set_main_param_and_optimizer_states
-
-    def load_state_dict(self: Any, state_dict: dict[str, Any]) -> None:
-        load_before(self, state_dict)
-        for state in self.optimizer.state.values():
-            state["step"] = state["step"].clone()
-
-    def set_states(self: Any, model_param: torch.nn.Parameter, tensors: dict[str, torch.Tensor]) -> None:
-        group, order = self.model_param_group_index_map[model_param]
-        state = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]]
-        kept = {"step": state["step"]} if "step" in state else {}
-        set_before(self, model_param, kept | tensors)
-
-    return [
-        _put(optimizer_class, "load_state_dict", load_state_dict),
-        _put(optimizer_class, "_set_main_param_and_optimizer_states", set_states),
-    ]
+    return [put(token_dispatcher, "maybe_move_tensor_to_cpu", maybe_move_tensor_to_cpu)]
 
 
 ENTRIES: tuple[Entry, ...] = (
@@ -302,7 +228,7 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(
         name="gradient clipping",
         why="optimizer/clip_grads.py asserts gradients of type 'torch.cuda.FloatTensor' and makes its buffers with"
-        " device='cuda', as does utils.py local_multi_tensor_l2_norm with the norm",
+        " device='cuda'",
         instead="'torch.FloatTensor' and 'cpu'",
         apply=_cpu_names(
             {
@@ -311,9 +237,16 @@ ENTRIES: tuple[Entry, ...] = (
                     "clip_grad_by_total_norm_fp32",
                     "count_zeros_fp32",
                 ),
-                "utils": ("local_multi_tensor_l2_norm",),
             }
         ),
+    ),
+    Entry(
+        name="gradient norm",
+        why="optimizer/clip_grads.py takes utils.py local_multi_tensor_l2_norm, which returns the norm in a tensor with"
+        " device='cuda'; and torch.norm on the host adds up in fp32, wrong by 1e-5 to 1e-4 for a million gradients, so"
+        " that the norm would depend on how many of them a rank holds",
+        instead="the same sum in fp64",
+        apply=_sum_norm_in_fp64,
     ),
     Entry(
         name="loss scale",
@@ -404,24 +337,5 @@ ENTRIES: tuple[Entry, ...] = (
         " device='cuda'",
         instead="'cpu'",
         apply=_cpu_names({"rerun_state_machine": ("RerunStateMachine._reduce_any",)}),
-    ),
-)
-
-REPAIRS: tuple[Entry, ...] = (
-    Entry(
-        name="router gemm",
-        why="transformer/moe/moe_utils.py RouterGatingLinearFunction asks `te_general_gemm is not None`, a name that"
-        " only the import of Transformer Engine binds: NameError in every MoE router without it",
-        instead="None, which takes the branch of plain torch",
-        apply=_bind_router_gemm,
-    ),
-    Entry(
-        name="Adam step",
-        why="with torch's AdamW, optimizer/distrib_optimizer.py DistributedOptimizer.load_state_dict gives all"
-        " parameters ONE step tensor, which AdamW then increments once for each of them: after a resume the bias"
-        " correction is wrong and the loss drifts. And _set_main_param_and_optimizer_states asks a fully_reshardable"
-        " state for the step, which is not saved in it: KeyError",
-        instead="a step of its own for each parameter; a state without one keeps the step just restored",
-        apply=_separate_adam_steps,
     ),
 )

@@ -26,25 +26,33 @@ def start_process(place: ProcessPlace, *, timeout_seconds: float = 600.0) -> tor
     Returns:
         The device: ``cuda:<local rank>`` where CUDA exists, else ``cpu``.
     """
-    if torch.cuda.is_available():
-        # a scheduler may show each process only its own GPU
-        index = place.local_rank if torch.cuda.device_count() > 1 else 0
-        device, backend = torch.device("cuda", index), "nccl"
-        torch.cuda.set_device(device)
-    else:
-        from ultramem_megatron.parallel import cpu_seam  # never loaded on a CUDA machine
+    device = _use_cuda(place) if torch.cuda.is_available() else _use_cpu(place)
+    from ultramem_megatron.parallel import mcore_repairs  # imports megatron-core, which reads what was set up above
 
-        cpu_seam.install()
-        device, backend = torch.device("cpu"), "gloo"
-        torch.set_num_threads(max(1, _usable_cores() // place.local_world_size))
+    mcore_repairs.install()
     dist.init_process_group(
-        backend,
+        "nccl" if device.type == "cuda" else "gloo",
         init_method=place.rendezvous,
         rank=place.rank,
         world_size=place.world_size,
         timeout=datetime.timedelta(seconds=timeout_seconds),
     )
     return device
+
+
+def _use_cuda(place: ProcessPlace) -> torch.device:
+    # a scheduler may show each process only its own GPU
+    device = torch.device("cuda", place.local_rank if torch.cuda.device_count() > 1 else 0)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _use_cpu(place: ProcessPlace) -> torch.device:
+    from ultramem_megatron.parallel import cpu_seam  # never loaded on a CUDA machine
+
+    torch.set_num_threads(max(1, _usable_cores() // place.local_world_size))
+    cpu_seam.install()
+    return torch.device("cpu")
 
 
 def _usable_cores() -> int:

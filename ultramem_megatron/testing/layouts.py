@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ultramem_megatron.config.load import resolve, to_plain, parse_override
+from ultramem_megatron.config.load import parse_override, resolve, to_plain
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.testing.distributed import run_distributed
 
@@ -70,7 +70,12 @@ def with_overrides(config: RunConfig, overrides: tuple[str, ...]) -> RunConfig:
 
 
 def train_layout(
-    config: RunConfig, layout: Layout, *, load: Path | None = None, save: Path | None = None, timeout_seconds: float = 300
+    config: RunConfig,
+    layout: Layout,
+    *,
+    load: Path | None = None,
+    save: Path | None = None,
+    timeout_seconds: float = 300,
 ) -> Curve:
     """Train ``config.training.steps`` steps under ``layout`` on forked gloo processes.
 
@@ -92,7 +97,7 @@ def _train(config: RunConfig, load: Path | None, save: Path | None) -> Curve:
 
     from ultramem_megatron.data.batch import BatchSampler
     from ultramem_megatron.data.dataset import open_training_data
-    from ultramem_megatron.parallel import cpu_seam
+    from ultramem_megatron.parallel import cpu_seam, mcore_repairs
     from ultramem_megatron.planning.choose import choose_plan
     from ultramem_megatron.planning.cluster import local_cluster
     from ultramem_megatron.training.checkpointing import SaveCheckpoints, agree_on_start, resume
@@ -100,6 +105,7 @@ def _train(config: RunConfig, load: Path | None, save: Path | None) -> Curve:
     from ultramem_megatron.training.step import train_step
 
     cpu_seam.install()
+    mcore_repairs.install()
     data = open_training_data(config)
     plan = choose_plan(config, local_cluster(dist.get_world_size()))
     groups = build_run_groups(config, plan, torch.device("cpu"))
@@ -121,5 +127,5 @@ def _train(config: RunConfig, load: Path | None, save: Path | None) -> Curve:
     last = training.stop_after or training.steps
     results = [train_step(state, next(batches)) for _ in range(state.step, last)]
     if save is not None:
-        SaveCheckpoints(save, data.fingerprint).on_exit(state)
+        SaveCheckpoints(save, data.fingerprint, saved_step=0).on_exit(state)
     return Curve([r.loss for r in results], [r.gradient_norm for r in results])

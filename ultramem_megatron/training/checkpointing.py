@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 class SaveCheckpoints(Hook):
     """Every ``checkpoint.interval`` steps, and when the loop ends."""
 
-    def __init__(self, root: Path, data_fingerprint: str) -> None:
-        self.root, self.data_fingerprint = root, data_fingerprint
-        self.saved_step = 0
+    def __init__(self, root: Path, data_fingerprint: str, saved_step: int) -> None:
+        """``saved_step``: that of the checkpoint the run goes on from, 0 at the start."""
+        self.root, self.data_fingerprint, self.saved_step = root, data_fingerprint, saved_step
 
     def after_step(self, state: TrainState, result: StepResult) -> None:
         interval = state.config.checkpoint.interval

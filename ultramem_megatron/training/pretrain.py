@@ -76,7 +76,7 @@ def _hooks(
     hooks: list[Hook] = [ReportSteps(publisher, state.config), ReportMemory(publisher, state)]
     if validation_data:
         hooks.append(Validate(publisher, validation_data))
-    return [*hooks, SaveCheckpoints(run_dir / CHECKPOINTS, training_data.fingerprint)]
+    return [*hooks, SaveCheckpoints(run_dir / CHECKPOINTS, training_data.fingerprint, state.step)]
 
 
 def _open_publisher(config: RunConfig, plan: Plan, run_dir: Path, state: TrainState) -> Publisher:

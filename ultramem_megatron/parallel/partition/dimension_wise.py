@@ -59,5 +59,6 @@ class DimensionWise(ValuePartition):
     def combine(self, found: Tensor, dispatched: GatheredPicks) -> Tensor:
         ranks, mine = self.channel.size, dispatched.tokens[self.channel.rank]
         pieces = all_to_all(found, dispatched.tokens, [mine] * ranks, self.channel)
-        pieces_PTEv = pieces.view(ranks, mine, self.table.blocks, -1)
+        # no -1: it is ambiguous on a rank without tokens
+        pieces_PTEv = pieces.view(ranks, mine, self.table.blocks, self.table.value_dim // ranks)
         return pieces_PTEv.permute(1, 2, 0, 3).reshape(mine, self.table.blocks, self.table.value_dim)

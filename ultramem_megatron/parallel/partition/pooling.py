@@ -49,10 +49,17 @@ def _add_rows(target_nv: Tensor, rows: Tensor, grad: Tensor) -> None:
 
 
 def _without_storage(like: Tensor) -> Tensor:
-    """A tensor of the right shape that owns no memory; autograd hands it over without reading it."""
-    placeholder = torch.empty_like(like)
-    placeholder.untyped_storage().resize_(0)
-    return placeholder
+    """A tensor of the right shape that owns no memory; autograd hands it over without reading it.
+
+    Made once for each parameter: torch gives a shape only to memory that it has allocated, and a table's size more
+    for an instant would count in the peak of every backward pass.
+    """
+    placeholder = getattr(like, "gradient_placeholder", None)
+    if placeholder is None:
+        placeholder = torch.empty_like(like)
+        placeholder.untyped_storage().resize_(0)
+        like.gradient_placeholder = placeholder  # type: ignore[attr-defined]
+    return placeholder.detach()
 
 
 def pool(

@@ -1,0 +1,64 @@
+"""Mends faults of megatron-core 0.16.1 that concern every device where neither Transformer Engine nor apex is there."""
+
+from typing import Any
+
+import torch
+
+from ultramem_megatron.parallel.patching import Entry, Undo, apply_entries, put
+
+
+def install() -> None:
+    """Mend them; twice is once. Costs the import of megatron-core."""
+    apply_entries(REPAIRS)
+
+
+def _bind_router_gemm() -> list[Undo]:
+    from megatron.core.transformer.moe import moe_utils
+
+    return [] if hasattr(moe_utils, "te_general_gemm") else [put(moe_utils, "te_general_gemm", None)]
+
+
+def _separate_adam_steps() -> list[Undo]:
+    from megatron.core.optimizer import distrib_optimizer
+
+    if distrib_optimizer.HAVE_APEX_OR_TE:
+        return []
+    optimizer_class = distrib_optimizer.DistributedOptimizer
+    load_before = optimizer_class.load_state_dict
+    set_before = optimizer_class._set_main_param_and_optimizer_states
+
+    def load_state_dict(self: Any, state_dict: dict[str, Any]) -> None:
+        load_before(self, state_dict)
+        for state in self.optimizer.state.values():
+            state["step"] = state["step"].clone()
+
+    def set_states(self: Any, model_param: torch.nn.Parameter, tensors: dict[str, torch.Tensor]) -> None:
+        group, order = self.model_param_group_index_map[model_param]
+        state = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]]
+        kept = {"step": state["step"]} if "step" in state else {}
+        set_before(self, model_param, kept | tensors)
+
+    return [
+        put(optimizer_class, "load_state_dict", load_state_dict),
+        put(optimizer_class, "_set_main_param_and_optimizer_states", set_states),
+    ]
+
+
+REPAIRS: tuple[Entry, ...] = (
+    Entry(
+        name="router gemm",
+        why="transformer/moe/moe_utils.py RouterGatingLinearFunction asks `te_general_gemm is not None`, a name that"
+        " only the import of Transformer Engine binds: NameError in every MoE router without it",
+        instead="None, which takes the branch of plain torch",
+        apply=_bind_router_gemm,
+    ),
+    Entry(
+        name="Adam step",
+        why="with torch's AdamW, optimizer/distrib_optimizer.py DistributedOptimizer.load_state_dict gives all"
+        " parameters ONE step tensor, which AdamW then increments once for each of them: after a resume the bias"
+        " correction is wrong and the loss drifts. And _set_main_param_and_optimizer_states asks a fully_reshardable"
+        " state for the step, which is not saved in it: KeyError",
+        instead="a step of its own for each parameter; a state without one keeps the step just restored",
+        apply=_separate_adam_steps,
+    ),
+)
