@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from ultramem_launch import exit_codes
 from ultramem_launch.place import find_place
-from ultramem_megatron.errors import PlanError, UltraMemError
+from ultramem_megatron.errors import LaunchError, PlanError, UltraMemError
 
 if TYPE_CHECKING:
     from ultramem_megatron.config.run import RunConfig
@@ -23,6 +23,8 @@ def make_plan(config: "RunConfig", run_dir: Path, world_size: int) -> "Plan":
     from ultramem_megatron.planning.plan import Plan, check_plan_matches
 
     config.check_world_size(world_size)
+    if run_dir.exists() and not run_dir.is_dir():
+        raise LaunchError(f"--run-dir {run_dir} is a file; name a folder, it is made when missing")
     saved = run_dir / "plan.json"
     if saved.is_file():
         try:

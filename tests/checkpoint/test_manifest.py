@@ -72,9 +72,7 @@ def cut_shard(folder: Path) -> None:
         (cut_shard, r"is damaged: __0_0\.distcp has 20 bytes, written were 21; restore it or remove the folder$"),
     ],
 )
-def test_damage_is_named(
-    write_checkpoint: Callable[..., Path], damage: Callable[[Path], None], message: str
-) -> None:
+def test_damage_is_named(write_checkpoint: Callable[..., Path], damage: Callable[[Path], None], message: str) -> None:
     folder = write_checkpoint(3)
     damage(folder)
     with pytest.raises(CheckpointError, match=message) as refusal:

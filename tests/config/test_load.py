@@ -104,7 +104,10 @@ def test_a_value_takes_the_type_of_its_field(override: str, read: Any) -> None:
         ("model.layers=${model.heads}", r"model\.layers = \$\{model\.heads\} is a reference; settings are plain"),
         ("data.folder=${", r"data\.folder = \$\{ is a reference"),
         ("model.layers=???", r"model\.layers = \?\?\? is a reference"),
-        ("model.layers", r'^override "model\.layers" is not of the form section\.key=value, as in training\.steps=100$'),
+        (
+            "model.layers",
+            r'^override "model\.layers" is not of the form section\.key=value, as in training\.steps=100$',
+        ),
         ("=2", r'^override "=2" is not of the form section\.key=value'),
         ("model..layers=2", r'^override "model\.\.layers=2" is not of the form'),
         ("data.folder=a: b: c", r'^override "data\.folder=a: b: c" cannot be read as YAML: mapping values'),

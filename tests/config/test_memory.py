@@ -1,5 +1,7 @@
 """The notation of spans."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,4 +41,4 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     assert parse_spans("/".join(map(str, spans))) == spans
     numbers = [number for span in spans for number in (span.read, span.add)]
     assert numbers == sorted(numbers) and numbers[0] >= 1
-    assert all(earlier.add < later.read for earlier, later in zip(spans, spans[1:], strict=False))
+    assert all(earlier.add < later.read for earlier, later in itertools.pairwise(spans))

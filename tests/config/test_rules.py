@@ -13,8 +13,14 @@ from ultramem_megatron.errors import ConfigError
 BASE: dict[str, Any] = {
     "model": {"layers": 4, "hidden": 32, "heads": 2, "ffn_hidden": 64, "seq_length": 32, "vocab_size": 256},
     "memory": {
-        **{"variant": "ultramem", "spans": "1:2/3:4", "keys_per_side": 16, "top_m": 4},
-        **{"heads": 2, "key_dim": 16, "value_dim": 16, "query_conv_kernel": 5},
+        "variant": "ultramem",
+        "spans": "1:2/3:4",
+        "keys_per_side": 16,
+        "top_m": 4,
+        "heads": 2,
+        "key_dim": 16,
+        "value_dim": 16,
+        "query_conv_kernel": 5,
     },
     "training": {"global_batch_size": 12, "micro_batch_size": 2},
 }
@@ -80,9 +86,15 @@ RULES = [
     (["parallelism.tensor=4"], r"^parallelism\.tensor = 4 must divide model\.heads = 2; .* these do: 1, 2$"),
     (["parallelism.tensor=2", "model.ffn_hidden=63"], r"^parallelism\.tensor = 2 must divide model\.ffn_hidden = 63"),
     (["parallelism.tensor=2", "model.seq_length=33"], r"^parallelism\.tensor = 2 must divide model\.seq_length = 33"),
-    (["parallelism.tensor=2", "model.seq_length=6"], r"^memory\.query_conv_kernel = 5 reaches back 4 tokens, .* holds 3"),
+    (
+        ["parallelism.tensor=2", "model.seq_length=6"],
+        r"^memory\.query_conv_kernel = 5 reaches back 4 tokens, .* holds 3",
+    ),
     (["parallelism.pipeline=3"], r"^parallelism\.pipeline \* virtual_pipeline = 3 must divide model\.layers = 4"),
-    (["parallelism.pipeline=2", "memory.spans=2:3"], r"span 2:3 crosses a boundary .* of 2 blocks each; .* move the span"),
+    (
+        ["parallelism.pipeline=2", "memory.spans=2:3"],
+        r"span 2:3 crosses a boundary .* of 2 blocks each; .* move the span",
+    ),
     # training
     (["training.micro_batch_size=5"], r"^training\.micro_batch_size = 5 must divide training\.global_batch_size = 12"),
     (["training.eval_interval=-1"], r"^training\.eval_interval = -1 must be 0 \(never\) or a number of steps$"),

@@ -66,9 +66,7 @@ def test_pool_equals_the_oracle_on_its_columns(columns: range, blocks: int, core
     blocks_TK, scores_hTK = torch.randint(blocks, (T, K)), torch.randn(cores, T, K)
     part = slice(columns.start, columns.stop)
     found = pool(table_NV[rows_TK][:, :, part], blocks_TK.to(torch.uint8), scores_hTK, blocks, columns, V)
-    expected = reference_pooling(
-        table_NV.double(), rows_TK, blocks_TK, scores_hTK.double(), num_blocks=blocks
-    )
+    expected = reference_pooling(table_NV.double(), rows_TK, blocks_TK, scores_hTK.double(), num_blocks=blocks)
     assert_agrees(found, expected[:, :, part], computed_in=torch.float32)
 
 

@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,8 @@ def start_process(place: ProcessPlace, *, timeout_seconds: float = 600.0) -> tor
     Returns:
         The device: ``cuda:<local rank>`` where CUDA exists, else ``cpu``.
     """
+    # megatron-core says at import what it lacks; `ultramem doctor` says it once, and what is used instead
+    warnings.filterwarnings("ignore", module=r"(megatron|torch)\.")
     device = _use_cuda(place) if torch.cuda.is_available() else _use_cpu(place)
     from ultramem_megatron.parallel import mcore_repairs  # imports megatron-core, which reads what was set up above
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import typer
 
+from ultramem_launch import exit_codes
 from ultramem_launch.configs import load_config
 
 
@@ -30,9 +31,21 @@ def pretrain(
     if is_one_of_several() or not local:
         sys.exit(run_rank(settings, run_dir))
     plan = make_plan(settings, run_dir, local)
-    _announce(run_dir, local, plan.chosen.label if plan.chosen else "no memory tables")
-    sys.exit(run_local_processes(local, ["pretrain", config, *(overrides or []), "--run-dir", str(run_dir)]))
+    tables = plan.chosen.label if plan.chosen else "none"
+    typer.echo(f"{local} processes on this machine; memory tables: {tables}; run folder {run_dir}")
+    status = run_local_processes(local, ["pretrain", config, *(overrides or []), "--run-dir", str(run_dir)])
+    if status in (exit_codes.FINISHED, exit_codes.STOPPED):
+        _say_where(run_dir, status)
+    sys.exit(status)
 
 
-def _announce(run_dir: Path, processes: int, choice: str) -> None:
-    typer.echo(f"{processes} processes on this machine; memory tables: {choice}; run folder {run_dir}")
+def _say_where(run_dir: Path, status: int) -> None:
+    how = "finished" if status == exit_codes.FINISHED else "saved and stopped; the same command goes on"
+    typer.echo(
+        f"{how}\n"
+        f"  checkpoints  {run_dir}/checkpoints\n"
+        f"  metrics      {run_dir}/metrics.jsonl\n"
+        f"  plan         {run_dir}/plan.json\n"
+        f"  TensorBoard  ultramem monitor --run-dir {run_dir}\n"
+        f"  text         ultramem generate --run-dir {run_dir} --prompt ..."
+    )

@@ -1,0 +1,42 @@
+# Inside an active environment everything runs there; otherwise in .venv, made when missing or older than the pins.
+ENV := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX),.venv)
+BIN := $(abspath $(ENV))/bin
+READY := $(ENV)/.ultramem-ready
+PYTHON ?= python3
+RUN_DIR ?= runs/quickstart
+PROCESSES ?= 4
+PYTEST_WORKERS ?= 2
+
+export PYTHONWARNINGS ?= ignore
+
+.PHONY: env quickstart test test-fast check format clean
+
+env: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(ENV)
+	# torch on the same line: a looser request would take a build with gigabytes of CUDA libraries
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0 -e '.[dev,gpu]'
+	touch $@
+
+quickstart: $(READY)
+	$(BIN)/ultramem data prepare --source quickstart
+	$(BIN)/ultramem plan quickstart --cluster local:$(PROCESSES)
+	$(BIN)/ultramem pretrain quickstart --run-dir $(RUN_DIR) --local $(PROCESSES)
+	$(BIN)/ultramem generate --run-dir $(RUN_DIR) --prompt "The capital of France"
+
+test: $(READY)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS)
+
+test-fast: $(READY)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) -m "not slow"
+
+check: $(READY)
+	PATH="$(BIN):$$PATH" tools/check
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,107 @@
+"""One config, any layout, one curve; and a checkpoint of one layout goes on under any other."""
+
+import dataclasses
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from ultramem_megatron.config.load import resolve
+from ultramem_megatron.config.run import RunConfig
+from ultramem_megatron.testing.layouts import LAYOUTS, Curve, Layout, train_layout
+
+RELATIVE = 1e-5
+SAVE_AFTER, STEPS = 6, 12
+
+
+def small_config(**training: int) -> RunConfig:
+    """Four blocks, two memory layers, the step size and warm-up of a run of 240 steps."""
+    memory = {
+        "variant": "ultramem",
+        "spans": "1:2/3:4",
+        "keys_per_side": 32,
+        "top_m": 4,
+        "key_dim": 32,
+        "value_dim": 32,
+    }
+    return resolve(
+        [
+            ("model", {"model": {"hidden": 64, "ffn_hidden": 256, "seq_length": 64, "vocab_size": 512}}),
+            ("memory", {"memory": memory}),
+            ("training", {"training": {"steps": 240, "precision": "fp32", **training}}),
+            ("rest", {"optimizer": {"learning_rate": 1e-3, "warmup_fraction": 0.05}, "data": {"synthetic": True}}),
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def twenty_steps(megatron: ModuleType) -> tuple[RunConfig, Curve]:
+    """The config and its curve on one process."""
+    config = small_config(global_batch_size=8, micro_batch_size=2, stop_after=20)
+    return config, train_layout(config, LAYOUTS[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS[1:], ids=lambda layout: layout.name)
+def test_every_layout_gives_the_same_curve(layout: Layout, twenty_steps: tuple[RunConfig, Curve]) -> None:
+    config, alone = twenty_steps
+    curve = train_layout(config, layout)
+    assert len(curve.losses) == 20
+    assert curve.losses == pytest.approx(alone.losses, rel=RELATIVE)
+    assert curve.gradient_norms == pytest.approx(alone.gradient_norms, rel=RELATIVE)
+    assert alone.losses[-1] < alone.losses[0]
+
+
+@pytest.mark.slow
+def test_interleaved_pipeline_gives_the_same_curve(twenty_steps: tuple[RunConfig, Curve]) -> None:
+    config, alone = twenty_steps
+    spans = dataclasses.replace(config, memory=dataclasses.replace(config.memory, spans="1:1/3:3"))
+    interleaved = Layout("PP2 x 2 chunks", 2, ("parallelism.pipeline=2", "parallelism.virtual_pipeline=2"))
+    curve = train_layout(spans, interleaved)
+    assert curve.losses == pytest.approx(train_layout(spans, LAYOUTS[0]).losses, rel=RELATIVE)
+    assert curve.losses != alone.losses
+
+
+@pytest.mark.slow
+def test_the_same_layout_gives_the_same_bits(twenty_steps: tuple[RunConfig, Curve]) -> None:
+    config, _ = twenty_steps
+    layout = LAYOUTS[3]
+    assert train_layout(config, layout) == train_layout(config, layout)
+
+
+@pytest.fixture(scope="module")
+def saved_number_wise(megatron: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Curve]:
+    """A checkpoint written after step 6 under DP4 number-wise, and the undisturbed curve to step 12."""
+    folder = tmp_path_factory.mktemp("number-wise") / "checkpoints"
+    config = small_config(global_batch_size=12, micro_batch_size=1)
+    train_layout(with_stop(config, SAVE_AFTER), LAYOUTS[2], save=folder)
+    return folder, train_layout(with_stop(config, STEPS), LAYOUTS[0])
+
+
+def with_stop(config: RunConfig, step: int) -> RunConfig:
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, stop_after=step))
+
+
+DIMENSION_WISE_TP2 = ("parallelism.tensor=2", "memory.parallel_size=2", "memory.partition=dimension_wise")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "layout",
+    [
+        Layout("same", 4, LAYOUTS[2].overrides),
+        Layout("TP2 dimension-wise", 2, DIMENSION_WISE_TP2),
+        Layout("3 processes", 3),
+        Layout("3 processes, mem 3 number-wise", 3, ("memory.parallel_size=3", "memory.partition=number_wise")),
+        Layout("1 process", 1),
+        Layout("PP2", 2, ("parallelism.pipeline=2",)),
+    ],
+    ids=lambda layout: layout.name,
+)
+def test_a_checkpoint_goes_on_under_another_layout(layout: Layout, saved_number_wise: tuple[Path, Curve]) -> None:
+    folder, undisturbed = saved_number_wise
+    config = small_config(global_batch_size=12, micro_batch_size=1, stop_after=STEPS)
+    curve = train_layout(config, layout, load=folder)
+    assert len(curve.losses) == STEPS - SAVE_AFTER
+    assert curve.losses == pytest.approx(undisturbed.losses[SAVE_AFTER:], rel=RELATIVE)
+    assert curve.gradient_norms == pytest.approx(undisturbed.gradient_norms[SAVE_AFTER:], rel=RELATIVE)
