@@ -88,7 +88,7 @@ def _hand_on_signals(ranks: "list[subprocess.Popen[bytes]]") -> None:
 
 def _wait_for_all(ranks: "list[subprocess.Popen[bytes]]") -> int:
     failed = 0
-    while any(rank.poll() is None for rank in ranks):
+    while None in [rank.poll() for rank in ranks]:  # a list: each of them must be asked
         failed = next((r.returncode for r in ranks if r.returncode not in (None, *_GOOD)), 0)
         if failed:
             _end(ranks)

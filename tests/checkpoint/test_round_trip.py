@@ -10,33 +10,16 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ultramem_megatron.config.load import parse_override, resolve
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.testing.distributed import run_distributed
+from ultramem_megatron.testing.tiny import tiny_config
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(torch.cuda.is_available(), reason="forked ranks need a machine without CUDA"),
 ]
 
-BASE = {
-    "model": {"layers": 2, "hidden": 32, "heads": 2, "ffn_hidden": 64, "seq_length": 32, "vocab_size": 256},
-    "memory": {
-        "variant": "ultramem",
-        "spans": "1:2",
-        "keys_per_side": 16,
-        "top_m": 4,
-        "key_dim": 16,
-        "value_dim": 16,
-    },
-    "training": {"steps": 8, "global_batch_size": 4, "micro_batch_size": 2, "precision": "fp32"},
-    "data": {"synthetic": True},
-}
 SAVED_STEP = 2
-
-
-def make(*overrides: str) -> RunConfig:
-    return resolve([("base", BASE), *map(parse_override, overrides)])
 
 
 NUMBER_WISE = ("memory.partition=number_wise", "memory.parallel_size=2")
@@ -87,7 +70,9 @@ def build(config: RunConfig) -> tuple[Any, Any]:
     groups = build_run_groups(config, plan, torch.device("cpu"))
     state = build_train_state(config, plan, groups)
     sizes = {"global_batch_size": 4, "micro_batch_size": 2}
-    source = open_training_data(dataclasses.replace(config, training=make().training))  # whatever the seed of weights
+    source = open_training_data(
+        dataclasses.replace(config, training=tiny_config().training)
+    )  # whatever the seed of weights
     return state, BatchSampler(source, **sizes, dp_rank=groups.data_rank, dp_size=groups.data_ranks)
 
 
@@ -153,7 +138,7 @@ def saved(megatron: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tup
     """A checkpoint of step 2, written by two ranks with the table split by rows."""
     import_module_before_the_fork()
     root = tmp_path_factory.mktemp("run") / "checkpoints"
-    return root, run_distributed(2, train_and_save, make(*NUMBER_WISE), root)
+    return root, run_distributed(2, train_and_save, tiny_config(*NUMBER_WISE), root)
 
 
 def import_module_before_the_fork() -> None:
@@ -164,7 +149,7 @@ def import_module_before_the_fork() -> None:
 
 def test_the_same_layout_goes_on_bit_by_bit(saved: tuple[Path, list[Seen]]) -> None:
     root, before = saved
-    after = run_distributed(2, load, make(*NUMBER_WISE, "training.seed=99"), root)
+    after = run_distributed(2, load, tiny_config(*NUMBER_WISE, "training.seed=99"), root)
     assert [seen.local for seen in after] == [seen.local for seen in before]
     assert after[0].logical == before[0].logical
     assert after[0].steps == before[0].steps
@@ -180,14 +165,14 @@ def test_another_layout_holds_the_same_numbers(
     saved: tuple[Path, list[Seen]], ranks: int, overrides: tuple[str, ...]
 ) -> None:
     root, before = saved
-    after = run_distributed(ranks, load, make(*overrides, "training.seed=99"), root)
+    after = run_distributed(ranks, load, tiny_config(*overrides, "training.seed=99"), root)
     assert after[0].logical == before[0].logical
     torch.testing.assert_close(torch.tensor(after[0].steps), torch.tensor(before[0].steps), rtol=1e-5, atol=0)
 
 
 def test_weights_alone(saved: tuple[Path, list[Seen]]) -> None:
     root, before = saved
-    (weights,) = run_distributed(1, load_weights_alone, make("training.seed=99"), root)
+    (weights,) = run_distributed(1, load_weights_alone, tiny_config("training.seed=99"), root)
     assert weights
     assert {key: before[0].logical[key] for key in weights} == weights
 

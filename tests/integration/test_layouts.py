@@ -105,3 +105,14 @@ def test_a_checkpoint_goes_on_under_another_layout(layout: Layout, saved_number_
     assert len(curve.losses) == STEPS - SAVE_AFTER
     assert curve.losses == pytest.approx(undisturbed.losses[SAVE_AFTER:], rel=RELATIVE)
     assert curve.gradient_norms == pytest.approx(undisturbed.gradient_norms[SAVE_AFTER:], rel=RELATIVE)
+
+
+@pytest.mark.slow
+def test_a_pipeline_stage_may_hold_no_table(megatron: ModuleType, tmp_path: Path) -> None:
+    config = small_config(global_batch_size=8, micro_batch_size=2, stop_after=4)
+    config = dataclasses.replace(config, memory=dataclasses.replace(config.memory, spans="3:4"))
+    staged = Layout("PP2", 2, ("parallelism.pipeline=2",))  # the table is on the second stage alone
+    undisturbed = train_layout(config, LAYOUTS[0])
+    train_layout(with_stop(config, 2), staged, save=tmp_path)
+    for layout in (LAYOUTS[0], staged):
+        assert train_layout(config, layout, load=tmp_path).losses == pytest.approx(undisturbed.losses[2:], rel=RELATIVE)

@@ -159,9 +159,7 @@ class Shared:
 
 
 def run_shared(layers: Layers, config: RunConfig, ranks: int, sequence_parallel: bool) -> Shared:
-    layer = layers.build(
-        config, sequence_parallel=sequence_parallel, tp_ranks=ranks, loss_scale=LOSS_SCALE / ranks
-    )
+    layer = layers.build(config, sequence_parallel=sequence_parallel, tp_ranks=ranks, loss_scale=LOSS_SCALE / ranks)
     whole, cotangent = draw(POSITIONS, 2, config.model.hidden), draw(POSITIONS, 2, config.model.hidden).flip(0)
     if sequence_parallel:
         whole, cotangent = (part.chunk(ranks)[dist.get_rank()] for part in (whole, cotangent))

@@ -5,7 +5,8 @@ from typing import Any
 
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt.gpt_model import GPTModel
-from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer import ChainedOptimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 # the format that describes optimizer state like the parameters, so that any layout loads what any other saved
 METADATA = {
@@ -15,16 +16,35 @@ METADATA = {
 }
 
 
-def sharded_state(ddp: list[DistributedDataParallel], optimizer: MegatronOptimizer, *, loading: bool) -> dict[str, Any]:
+def sharded_state(ddp: list[DistributedDataParallel], optimizer: ChainedOptimizer, *, loading: bool) -> dict[str, Any]:
     """What dist_checkpointing saves or fills. Collective over the world."""
+    parts = optimizer.chained_optimizers
     if loading:
-        for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        for part in parts:
             # a fresh torch optimizer has no moments yet, and megatron-core asserts that it has
             part._init_optimizer_states_with_dummy_values()
+    _give_step_to_empty_parts(parts)
     model = {f"chunk_{index}": chunk.module.sharded_state_dict(metadata=METADATA) for index, chunk in enumerate(ddp)}
-    return {"model": model, "optimizer": optimizer.sharded_state_dict(model, is_loading=loading, metadata=METADATA)}
+    state = optimizer.sharded_state_dict(model, is_loading=loading, metadata=METADATA)
+    if not loading and len(parts) > 1:
+        for part in state.values():
+            if not part["param_state"]:  # the same stage again: nothing of its own to add to what all ranks save
+                del part["param_state"]
+    return {"model": model, "optimizer": state}
 
 
 def weights_state(chunks: Sequence[GPTModel]) -> dict[str, Any]:
     """The weights alone, for evaluation and generation."""
     return {"model": {f"chunk_{i}": chunk.sharded_state_dict(metadata=METADATA) for i, chunk in enumerate(chunks)}}
+
+
+def _give_step_to_empty_parts(parts: Sequence[DistributedOptimizer]) -> None:
+    """Let a rank whose stage has no table save and load the tables' optimizer.
+
+    With torch's AdamW megatron-core reads the step from the state of a parameter, and asserts that there is one. All
+    parts step together, so the step of another serves; torch hands a state that belongs to no parameter through.
+    """
+    steps = [state["step"] for part in parts for state in part.optimizer.state.values() if "step" in state]
+    for part in parts:
+        if not part.optimizer.state and steps:
+            part.optimizer.state["no parameter"] = {"step": steps[0].clone()}

@@ -7,14 +7,14 @@ from typing import Any
 from megatron.core import dist_checkpointing
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt.gpt_model import GPTModel
-from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer import ChainedOptimizer
 
 from ultramem_megatron.checkpoint.content import sharded_state, weights_state
 from ultramem_megatron.checkpoint.manifest import Manifest
 from ultramem_megatron.errors import CheckpointError
 
 
-def load_checkpoint(folder: Path, ddp: list[DistributedDataParallel], optimizer: MegatronOptimizer) -> None:
+def load_checkpoint(folder: Path, ddp: list[DistributedDataParallel], optimizer: ChainedOptimizer) -> None:
     """Fill weights and optimizer. Collective over the world; the layout may differ from the one that saved."""
     loaded = dist_checkpointing.load(sharded_state(ddp, optimizer, loading=True), str(folder))
     for index, chunk in enumerate(ddp):

@@ -1,14 +1,16 @@
 """Write a checkpoint: every rank its shards, one rank the manifest, nothing visible before all is on disk."""
 
 import contextlib
+import queue
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer import ChainedOptimizer
 
 from ultramem_megatron.checkpoint import store
 from ultramem_megatron.checkpoint.content import sharded_state
@@ -16,7 +18,7 @@ from ultramem_megatron.checkpoint.manifest import Manifest
 
 
 def save_checkpoint(
-    root: Path, ddp: list[DistributedDataParallel], optimizer: MegatronOptimizer, manifest: Manifest, keep: int
+    root: Path, ddp: list[DistributedDataParallel], optimizer: ChainedOptimizer, manifest: Manifest, keep: int
 ) -> Path:
     """Save under ``root`` and make it the newest. Collective over the world.
 
@@ -35,12 +37,23 @@ def save_checkpoint(
         store.begin(root, manifest.step)
     dist.barrier()
     folder = root / f"{store.UNFINISHED}{store.step_folder(root, manifest.step).name}"
+    _bring_results_home_without_a_server()
     dist_checkpointing.save(sharded_state(ddp, optimizer, loading=False), str(folder))
     dist.barrier()
     if first:
         store.finish(root, folder, manifest, keep)
     dist.barrier()
     return store.step_folder(root, manifest.step)
+
+
+def _bring_results_home_without_a_server() -> None:
+    """Spare megatron-core a process that it starts for the results of its writers.
+
+    It is made for saves in the background. It imports torch (seconds, and 270 MB in each rank), and lives on for ever
+    when its rank is killed. Here the results come from the process that waits for them.
+    """
+    if filesystem_async._results_queue is None:
+        filesystem_async._results_queue = queue.Queue()
 
 
 def package_versions() -> dict[str, str]:

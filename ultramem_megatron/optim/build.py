@@ -2,7 +2,7 @@
 
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import (
-    MegatronOptimizer,
+    ChainedOptimizer,
     OptimizerConfig,
     ParamKey,
     get_megatron_optimizer,
@@ -28,7 +28,7 @@ def wrap_in_ddp(
     ]
 
 
-def build_optimizer(config: RunConfig, chunks: list[DistributedDataParallel], groups: Groups) -> MegatronOptimizer:
+def build_optimizer(config: RunConfig, chunks: list[DistributedDataParallel], groups: Groups) -> ChainedOptimizer:
     """AdamW over fp32 master weights, its state sharded over data parallel (dense) and ``mem_dp`` (tables)."""
     settings = config.optimizer
     optimizer = OptimizerConfig(

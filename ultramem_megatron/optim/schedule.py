@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from ultramem_megatron.config.optimizer import OptimizerConfig
@@ -23,7 +23,7 @@ def value_multiplier(step: int, steps: int, config: OptimizerConfig) -> float:
 class RateSchedule(OptimizerParamScheduler):
     """megatron-core's scheduler, counting optimizer steps, with a rate of its own for value tables."""
 
-    def __init__(self, optimizer: MegatronOptimizer, config: OptimizerConfig, steps: int) -> None:
+    def __init__(self, optimizer: ChainedOptimizer, config: OptimizerConfig, steps: int) -> None:
         self.rates, self.steps = config, steps
         warmup = min(round(config.warmup_fraction * steps), steps - 1)
         super().__init__(

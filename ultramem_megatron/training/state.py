@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer import ChainedOptimizer
 
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.model.build import UltraMemModel
@@ -23,7 +23,7 @@ class TrainState:
     """This rank's model chunks."""
     ddp: list[DistributedDataParallel]
     """The same, wrapped."""
-    optimizer: MegatronOptimizer
+    optimizer: ChainedOptimizer
     schedule: RateSchedule
     step: int = 0
     """Optimizer steps done."""

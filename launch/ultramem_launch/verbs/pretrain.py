@@ -13,7 +13,7 @@ def pretrain(
     config: str = typer.Argument(..., help="A recipe's name or the path of a YAML file."),
     overrides: list[str] = typer.Argument(None, metavar="[KEY=VALUE]...", help="Settings, such as training.steps=500."),
     run_dir: Path = typer.Option(..., "--run-dir", help="Folder of the run; a run found there is resumed."),
-    local: int = typer.Option(0, "--local", metavar="N", help="Start N processes on this machine."),
+    local: int = typer.Option(0, "--local", metavar="N", min=0, help="Start N processes on this machine."),
 ) -> None:
     """Train a model; start the same command again to resume.
 

@@ -1,0 +1,184 @@
+"""``--local N``: what the ranks are told, whose exit status counts, and that nothing outlives the launcher.
+
+The ranks here are small scripts: the launcher starts ``python -m ultramem_launch``, and a package of that name in the
+working folder takes the place of the real one.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ultramem_launch.local import run_local_processes
+from ultramem_megatron.errors import LaunchError
+
+LAUNCHER = """
+import sys
+from ultramem_launch.local import run_local_processes
+sys.exit(run_local_processes(int(sys.argv[1]), sys.argv[2:]))
+"""
+RANK_HEAD = """
+import json, os, signal, sys, time
+from pathlib import Path
+rank = int(os.environ["RANK"])
+"""
+WAIT_SECONDS = 30.0
+
+Launch = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Launch]:
+    """``launch(body, processes, *arguments)``: a launcher whose ranks run ``body`` in ``tmp_path/work``."""
+    work, temporary = tmp_path / "work", tmp_path / "temporary"
+    (work / "ultramem_launch").mkdir(parents=True)
+    temporary.mkdir()
+    (work / "ultramem_launch" / "__init__.py").touch()
+    (tmp_path / "launcher.py").write_text(LAUNCHER)
+    started: list[subprocess.Popen[str]] = []
+    unset = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "PYTHONPATH", "PYTHONSAFEPATH")
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+
+    def start(body: str, processes: int, *arguments: str) -> "subprocess.Popen[str]":
+        (work / "ultramem_launch" / "__main__.py").write_text(RANK_HEAD + body)
+        process = subprocess.Popen(
+            [sys.executable, str(tmp_path / "launcher.py"), str(processes), *arguments],
+            cwd=work,
+            env={**environment, "TMPDIR": str(temporary)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
+    stdout, stderr = process.communicate(timeout=WAIT_SECONDS)
+    return process.returncode, stdout, stderr
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def test_what_ranks_are_told(launch: Launch, tmp_path: Path) -> None:
+    body = """
+names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "ULTRAMEM_RENDEZVOUS", "GLOO_SOCKET_IFNAME")
+Path(f"rank-{rank}").write_text(json.dumps([sys.argv[1:], *(os.environ[name] for name in names), sys.stdin.read()]))
+"""
+    assert finish(launch(body, 3, "pretrain", "tiny", "a.b=1"))[0] == 0
+    told = [json.loads((tmp_path / "work" / f"rank-{rank}").read_text()) for rank in range(3)]
+    assert [row[:5] for row in told] == [
+        [["pretrain", "tiny", "a.b=1"], str(rank), str(rank), "3", "3"] for rank in range(3)
+    ]
+    assert len({row[5] for row in told}) == 1
+    assert told[0][5].startswith(f"file://{tmp_path}/temporary/")
+    assert told[0][6:] == ["lo", ""]
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        pytest.param("sys.exit(0)", 0, id="finished"),
+        pytest.param("sys.exit(75)", 75, id="stopped"),
+        pytest.param("sys.exit(3) if rank == 1 else time.sleep(60)", 3, id="one-fails-and-the-others-wait"),
+        pytest.param("sys.exit(3) if rank == 1 else (time.sleep(0.3), sys.exit(1))", 3, id="the-first-to-fail-counts"),
+        pytest.param("sys.exit(3 if rank == 2 else 0)", 3, id="the-others-have-finished"),
+        pytest.param("sys.exit(3 if rank == 2 else 75)", 3, id="the-others-have-stopped"),
+        pytest.param("os.kill(os.getpid(), 9) if rank == 1 else time.sleep(60)", 137, id="killed"),
+        pytest.param("os.kill(os.getpid(), 9)", 137, id="all-killed"),
+        pytest.param("os.abort() if rank == 0 else time.sleep(60)", 134, id="aborted"),
+    ],
+)
+def test_exit_status(launch: Launch, body: str, status: int) -> None:
+    assert finish(launch(body, 3))[0] == status
+
+
+def test_a_rank_that_does_not_heed_sigterm_is_killed(launch: Launch, tmp_path: Path) -> None:
+    body = """
+signal.signal(signal.SIGTERM, lambda *_: None)
+Path(f"pid-{rank}").write_text(str(os.getpid()))
+while not Path("pid-1").exists():
+    time.sleep(0.01)
+if rank == 1:
+    sys.exit(4)
+while True:
+    time.sleep(0.1)
+"""
+    assert finish(launch(body, 2))[0] == 4
+    assert not is_alive(int((tmp_path / "work" / "pid-0").read_text()))
+
+
+def test_the_paragraph_of_an_error_is_printed_once(launch: Launch) -> None:
+    body = """
+Path(os.environ["ULTRAMEM_ERROR_FILE"]).write_text("ConfigError: model.layers = 0\\n")
+sys.exit(2)
+"""
+    status, _, stderr = finish(launch(body, 3))
+    assert status == 2
+    assert stderr == "ConfigError: model.layers = 0\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_stop_signals_are_handed_on(launch: Launch, tmp_path: Path, number: signal.Signals) -> None:
+    body = """
+def stop(number, frame):
+    Path(f"stopped-{rank}").write_text(str(number))
+    sys.exit(75)
+signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGUSR1, stop)
+Path(f"ready-{rank}").touch()
+while True:
+    time.sleep(0.1)
+"""
+    work = tmp_path / "work"
+    launcher = launch(body, 2)
+    wait_for(lambda: all((work / f"ready-{rank}").exists() for rank in range(2)))
+    launcher.send_signal(number)
+    assert finish(launcher)[0] == 75
+    assert [(work / f"stopped-{rank}").read_text() for rank in range(2)] == [str(int(number))] * 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the parent-death signal of Linux")
+def test_a_killed_launcher_leaves_no_ranks(launch: Launch, tmp_path: Path) -> None:
+    body = """
+Path(f".pid-{rank}").write_text(str(os.getpid()))
+Path(f".pid-{rank}").rename(f"pid-{rank}")
+time.sleep(60)
+"""
+    files = [tmp_path / "work" / f"pid-{rank}" for rank in range(2)]
+    launcher = launch(body, 2)
+    wait_for(lambda: all(file.exists() for file in files))
+    pids = [int(file.read_text()) for file in files]
+    assert all(map(is_alive, pids))
+    launcher.kill()
+    wait_for(lambda: not any(map(is_alive, pids)))
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_at_least_one_process(number: int) -> None:
+    with pytest.raises(LaunchError, match=rf"^--local {number} must be at least 1$"):
+        run_local_processes(number, [])

@@ -1,0 +1,110 @@
+"""A weight depends on seed, name and place alone: every layout starts from the same model."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ultramem_megatron.testing.distributed import run_distributed
+
+LAYOUTS = [
+    pytest.param(2, ("memory.parallel_size=2", "memory.partition=number_wise"), id="mem2-number-wise"),
+    pytest.param(4, ("memory.parallel_size=4", "memory.partition=number_wise"), id="mem4-number-wise"),
+    pytest.param(2, ("memory.parallel_size=2", "memory.partition=dimension_wise"), id="mem2-dimension-wise"),
+    pytest.param(4, ("memory.parallel_size=4", "memory.partition=dimension_wise"), id="mem4-dimension-wise"),
+    pytest.param(2, ("parallelism.tensor=2", "parallelism.sequence=true"), id="tp2-sp"),
+    pytest.param(2, ("parallelism.pipeline=2",), id="pp2"),
+    pytest.param(2, ("parallelism.pipeline=2", "parallelism.virtual_pipeline=2"), id="pp2-vp2"),
+    pytest.param(4, ("parallelism.tensor=2", "parallelism.pipeline=2", "memory.parallel_size=2"), id="tp2-pp2-mem2"),
+]
+GATED = ("model.gated_mlp=true",)
+TIED = ("model.tie_embeddings=true", "model.embedding_init_std=0.02")
+
+
+def assert_same_model(models: Any, ranks: int, overrides: tuple[str, ...], shape: tuple[str, ...]) -> None:
+    alone = models.whole_weights(1, models.config(*shape))
+    split = models.whole_weights(ranks, models.config(*shape, *overrides))
+    assert alone.keys() == split.keys()
+    for key, weight in alone.items():
+        assert torch.equal(weight, split[key]), key
+
+
+@pytest.mark.parametrize(("ranks", "overrides"), LAYOUTS)
+def test_every_layout_starts_from_the_same_model(models: Any, ranks: int, overrides: tuple[str, ...]) -> None:
+    assert_same_model(models, ranks, overrides, ())
+
+
+@pytest.mark.parametrize("shape", [GATED, TIED], ids=["gated-mlp", "tied-embeddings"])
+@pytest.mark.parametrize("overrides", [("parallelism.tensor=2",), ("parallelism.pipeline=2",)], ids=["tp2", "pp2"])
+def test_other_models_start_the_same_too(models: Any, overrides: tuple[str, ...], shape: tuple[str, ...]) -> None:
+    assert_same_model(models, 2, overrides, shape)
+
+
+def test_the_seed_decides(models: Any) -> None:
+    first = models.whole_weights(1, models.config())
+    other = models.whole_weights(1, models.config("training.seed=7"))
+    for key, weight in first.items():
+        drawn = "norm" not in key and "conv" not in key
+        assert (not torch.equal(weight, other[key])) is drawn, key
+
+
+def test_spreads_are_those_of_the_config(models: Any) -> None:
+    """Projections back into the residual stream shrink with depth; the memory layers follow rules of their own."""
+    weights = models.whole_weights(
+        1, models.config("model.hidden=64", "model.ffn_hidden=128", "model.init_std=0.03", "memory.keys_per_side=20")
+    )
+
+    def spread(key: str) -> tuple[float, float]:
+        (found,) = (weight for name, weight in weights.items() if name.endswith(key))
+        return float(found.std()), 5 / math.sqrt(2 * found.numel())
+
+    expected = {
+        "word_embeddings.weight": 1.0,
+        "output_layer.weight": 0.03,
+        "linear_qkv.weight": 0.03,
+        "linear_fc1.weight": 0.03,
+        "linear_proj.weight": 0.03 / math.sqrt(8),
+        "linear_fc2.weight": 0.03 / math.sqrt(8),
+        "layers.0.retrieval.query.weight": 1 / 8,
+        "layers.0.projection.weight": 1 / math.sqrt(4 * 8),
+        "layers.0.table.weight": math.sqrt(4 / (2 * 6 * 4)),
+    }
+    for key, std in expected.items():
+        found, error = spread(key)
+        assert found == pytest.approx(std, rel=error), key
+    for key, weight in weights.items():
+        if "layernorm" in key:
+            assert weight.eq(1).all(), key
+
+
+def test_tables_of_two_spans_differ(models: Any) -> None:
+    weights = models.whole_weights(1, models.config())
+    assert not torch.equal(weights["memory.layers.0.table.weight"], weights["memory.layers.1.table.weight"])
+
+
+def test_large_tensors_are_drawn_in_pieces(models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ultramem_megatron.model import initial_weights
+
+    whole = models.whole_weights(1, models.config())
+    monkeypatch.setattr(initial_weights, "BLOCK_ELEMENTS", 50)  # the core, whose rule sees all of it, has 16
+    for key, weight in models.whole_weights(1, models.config()).items():
+        assert torch.equal(weight, whole[key]), key
+
+
+def test_tied_embeddings_are_one_parameter(models: Any) -> None:
+    config = models.config(*TIED)
+
+    def ends() -> tuple[Tensor | None, Tensor | None]:
+        (chunk,) = models.build(config)
+        return (
+            chunk.embedding.word_embeddings.weight.detach() if chunk.pre_process else None,
+            chunk.shared_embedding_or_output_weight().detach() if chunk.post_process else None,
+        )
+
+    ((first, last),) = run_distributed(1, ends)
+    assert first is not None and last is not None and torch.equal(first, last)
+    config = models.config(*TIED, "parallelism.pipeline=2")
+    (first, _), (_, last) = run_distributed(2, ends)
+    assert first is not None and last is not None and torch.equal(first, last)

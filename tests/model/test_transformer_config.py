@@ -1,0 +1,107 @@
+"""The one file that names megatron-core's fields: what each is set to."""
+
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ultramem_megatron.config.load import parse_override, resolve
+from ultramem_megatron.config.run import RunConfig
+
+FIXED = {
+    "normalization": "RMSNorm",
+    "add_bias_linear": False,
+    "attention_dropout": 0.0,
+    "hidden_dropout": 0.0,
+    "gradient_accumulation_fusion": False,
+    "bias_activation_fusion": False,
+    "bias_dropout_fusion": False,
+    "masked_softmax_fusion": False,
+    "apply_rope_fusion": False,
+    "persist_layer_norm": False,
+    "cross_entropy_loss_fusion": False,
+    "deallocate_pipeline_outputs": True,
+    "batch_p2p_comm": torch.cuda.is_available(),
+}
+FUNCTIONS = {"init_method", "output_layer_init_method", "embedding_init_method"}
+
+
+def make_config(*overrides: str) -> RunConfig:
+    return resolve([("defaults", {}), *map(parse_override, overrides)])
+
+
+SPLIT = (
+    ("model.layers=8", "model.hidden=96", "model.ffn_hidden=200", "model.heads=8", "model.norm_epsilon=1e-6")
+    + ("model.gated_mlp=true", "training.precision=bf16")
+    + ("parallelism.tensor=4", "parallelism.pipeline=2", "parallelism.virtual_pipeline=2", "parallelism.sequence=true")
+)
+EXPECTED = [
+    pytest.param(
+        SPLIT,
+        {
+            "num_layers": 8,
+            "hidden_size": 96,
+            "ffn_hidden_size": 200,
+            "num_attention_heads": 8,
+            "layernorm_epsilon": 1e-6,
+            "gated_linear_unit": True,
+            "activation_func": F.silu,
+            "tensor_model_parallel_size": 4,
+            "pipeline_model_parallel_size": 2,
+            "virtual_pipeline_model_parallel_size": 2,
+            "sequence_parallel": True,
+            "params_dtype": torch.bfloat16,
+            "pipeline_dtype": torch.bfloat16,
+            "bf16": True,
+        },
+        id="split",
+    ),
+    pytest.param(
+        ("training.precision=fp32",),
+        {
+            "num_layers": 4,
+            "hidden_size": 128,
+            "ffn_hidden_size": 512,
+            "num_attention_heads": 4,
+            "layernorm_epsilon": 1e-5,
+            "gated_linear_unit": False,
+            "activation_func": F.gelu,
+            "tensor_model_parallel_size": 1,
+            "pipeline_model_parallel_size": 1,
+            "virtual_pipeline_model_parallel_size": None,
+            "sequence_parallel": False,
+            "params_dtype": torch.float32,
+            "pipeline_dtype": torch.float32,
+            "bf16": False,
+        },
+        id="defaults",
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "expected"), EXPECTED)
+def test_these_fields_are_set_and_no_others(
+    megatron: ModuleType, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], expected: dict[str, Any]
+) -> None:
+    from ultramem_megatron.model import transformer_config as module
+
+    monkeypatch.setattr(module, "TransformerConfig", lambda **fields: fields)
+    fields: Any = module.transformer_config(make_config(*overrides))
+    assert {name for name in fields if name not in FUNCTIONS} == FIXED.keys() | expected.keys()
+    assert {name: fields[name] for name in fields if name not in FUNCTIONS} == FIXED | expected
+    weight = torch.ones(2)
+    for name in FUNCTIONS:
+        assert fields[name](weight) is weight and weight.eq(1).all(), "megatron-core's initialisation leaves weights"
+
+
+@pytest.mark.parametrize(("overrides", "expected"), EXPECTED)
+def test_megatron_keeps_what_it_is_given(
+    megatron: ModuleType, overrides: tuple[str, ...], expected: dict[str, Any]
+) -> None:
+    from ultramem_megatron.model.transformer_config import transformer_config
+
+    built = transformer_config(make_config(*overrides))
+    for name, value in (FIXED | expected).items():
+        assert getattr(built, name) == value, name
