@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from ultramem_megatron.config.load import resolve
+from ultramem_launch.configs import load_config
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.testing.layouts import LAYOUTS, Curve, Layout, train_layout
 
@@ -15,29 +15,14 @@ SAVE_AFTER, STEPS = 6, 12
 
 
 def small_config(**training: int) -> RunConfig:
-    """Four blocks, two memory layers, the step size and warm-up of a run of 240 steps."""
-    memory = {
-        "variant": "ultramem",
-        "spans": "1:2/3:4",
-        "keys_per_side": 32,
-        "top_m": 4,
-        "key_dim": 32,
-        "value_dim": 32,
-    }
-    return resolve(
-        [
-            ("model", {"model": {"hidden": 64, "ffn_hidden": 256, "seq_length": 64, "vocab_size": 512}}),
-            ("memory", {"memory": memory}),
-            ("training", {"training": {"steps": 240, "precision": "fp32", **training}}),
-            ("rest", {"optimizer": {"learning_rate": 1e-3, "warmup_fraction": 0.05}, "data": {"synthetic": True}}),
-        ]
-    )
+    """The recipe that ``tools/compare_layouts`` runs, with other batches."""
+    return load_config("parity", [f"training.{name}={value}" for name, value in training.items()])
 
 
 @pytest.fixture(scope="module")
 def twenty_steps(megatron: ModuleType) -> tuple[RunConfig, Curve]:
     """The config and its curve on one process."""
-    config = small_config(global_batch_size=8, micro_batch_size=2, stop_after=20)
+    config = small_config(stop_after=20)
     return config, train_layout(config, LAYOUTS[0])
 
 
@@ -109,7 +94,7 @@ def test_a_checkpoint_goes_on_under_another_layout(layout: Layout, saved_number_
 
 @pytest.mark.slow
 def test_a_pipeline_stage_may_hold_no_table(megatron: ModuleType, tmp_path: Path) -> None:
-    config = small_config(global_batch_size=8, micro_batch_size=2, stop_after=4)
+    config = small_config(stop_after=4)
     config = dataclasses.replace(config, memory=dataclasses.replace(config.memory, spans="3:4"))
     staged = Layout("PP2", 2, ("parallelism.pipeline=2",))  # the table is on the second stage alone
     undisturbed = train_layout(config, LAYOUTS[0])

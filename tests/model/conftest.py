@@ -101,7 +101,7 @@ def _piece(tensor: Any) -> Piece:
     return Piece(tensor.key, tuple(tensor.global_shape), place, tensor.data.detach().float().clone())
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def models(megatron: ModuleType) -> Models:
     """Builders of models; megatron-core is imported."""
     return Models()

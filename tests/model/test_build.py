@@ -30,6 +30,7 @@ def test_parameters_are_as_many_as_planned(models: Any, variant: str, overrides:
     assert sum(sizes.values()) == counts.total_without_embedding + counts.embedding
 
 
+@pytest.mark.slow
 def test_splitting_makes_no_parameters(models: Any) -> None:
     config = models.config("parallelism.tensor=2", "parallelism.pipeline=2")
     counts = count_parameters(config)
@@ -74,6 +75,7 @@ def test_all_parameters_have_the_runs_type(models: Any, precision: str, dtype: t
     assert chunk["dtypes"] == {dtype}
 
 
+@pytest.mark.slow
 def test_a_micro_batch_has_its_share_of_the_penalty(models: Any) -> None:
     """8 samples a step, 1 a pass: 8 passes on one rank; on 4 ranks with tensor = 2 there are 4, on 2 ranks each."""
     ((chunk,),) = run_distributed(1, describe, models, models.config())

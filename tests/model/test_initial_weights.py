@@ -9,43 +9,56 @@ from torch import Tensor
 
 from ultramem_megatron.testing.distributed import run_distributed
 
+SLOW = pytest.mark.slow
 LAYOUTS = [
     pytest.param(2, ("memory.parallel_size=2", "memory.partition=number_wise"), id="mem2-number-wise"),
-    pytest.param(4, ("memory.parallel_size=4", "memory.partition=number_wise"), id="mem4-number-wise"),
+    pytest.param(4, ("memory.parallel_size=4", "memory.partition=number_wise"), id="mem4-number-wise", marks=SLOW),
     pytest.param(2, ("memory.parallel_size=2", "memory.partition=dimension_wise"), id="mem2-dimension-wise"),
-    pytest.param(4, ("memory.parallel_size=4", "memory.partition=dimension_wise"), id="mem4-dimension-wise"),
+    pytest.param(
+        4, ("memory.parallel_size=4", "memory.partition=dimension_wise"), id="mem4-dimension-wise", marks=SLOW
+    ),
     pytest.param(2, ("parallelism.tensor=2", "parallelism.sequence=true"), id="tp2-sp"),
     pytest.param(2, ("parallelism.pipeline=2",), id="pp2"),
     pytest.param(2, ("parallelism.pipeline=2", "parallelism.virtual_pipeline=2"), id="pp2-vp2"),
-    pytest.param(4, ("parallelism.tensor=2", "parallelism.pipeline=2", "memory.parallel_size=2"), id="tp2-pp2-mem2"),
+    pytest.param(
+        4, ("parallelism.tensor=2", "parallelism.pipeline=2", "memory.parallel_size=2"), id="tp2-pp2-mem2", marks=SLOW
+    ),
 ]
 GATED = ("model.gated_mlp=true",)
 TIED = ("model.tie_embeddings=true", "model.embedding_init_std=0.02")
 
 
-def assert_same_model(models: Any, ranks: int, overrides: tuple[str, ...], shape: tuple[str, ...]) -> None:
-    alone = models.whole_weights(1, models.config(*shape))
-    split = models.whole_weights(ranks, models.config(*shape, *overrides))
-    assert alone.keys() == split.keys()
-    for key, weight in alone.items():
-        assert torch.equal(weight, split[key]), key
+@pytest.fixture(scope="module")
+def alone(models: Any) -> dict[str, Tensor]:
+    """The weights of the small model on one process."""
+    weights: dict[str, Tensor] = models.whole_weights(1, models.config())
+    return weights
+
+
+def assert_same_model(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for key, weight in one.items():
+        assert torch.equal(weight, other[key]), key
 
 
 @pytest.mark.parametrize(("ranks", "overrides"), LAYOUTS)
-def test_every_layout_starts_from_the_same_model(models: Any, ranks: int, overrides: tuple[str, ...]) -> None:
-    assert_same_model(models, ranks, overrides, ())
+def test_every_layout_starts_from_the_same_model(
+    models: Any, alone: dict[str, Tensor], ranks: int, overrides: tuple[str, ...]
+) -> None:
+    assert_same_model(alone, models.whole_weights(ranks, models.config(*overrides)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [GATED, TIED], ids=["gated-mlp", "tied-embeddings"])
 @pytest.mark.parametrize("overrides", [("parallelism.tensor=2",), ("parallelism.pipeline=2",)], ids=["tp2", "pp2"])
 def test_other_models_start_the_same_too(models: Any, overrides: tuple[str, ...], shape: tuple[str, ...]) -> None:
-    assert_same_model(models, 2, overrides, shape)
+    one, other = models.whole_weights(1, models.config(*shape)), models.config(*shape, *overrides)
+    assert_same_model(one, models.whole_weights(2, other))
 
 
-def test_the_seed_decides(models: Any) -> None:
-    first = models.whole_weights(1, models.config())
+def test_the_seed_decides(models: Any, alone: dict[str, Tensor]) -> None:
     other = models.whole_weights(1, models.config("training.seed=7"))
-    for key, weight in first.items():
+    for key, weight in alone.items():
         drawn = "norm" not in key and "conv" not in key
         assert (not torch.equal(weight, other[key])) is drawn, key
 
@@ -79,18 +92,25 @@ def test_spreads_are_those_of_the_config(models: Any) -> None:
             assert weight.eq(1).all(), key
 
 
-def test_tables_of_two_spans_differ(models: Any) -> None:
-    weights = models.whole_weights(1, models.config())
-    assert not torch.equal(weights["memory.layers.0.table.weight"], weights["memory.layers.1.table.weight"])
+def test_no_numbers_are_drawn_twice(models: Any) -> None:
+    """Neither in two tensors, nor in two blocks of a stack of blocks, nor at two places of one tensor."""
+    weights = models.whole_weights(1, models.config("model.init_std=1", "memory.spans=2:2/3:3"))
+    qkv = weights["decoder.layers.self_attention.linear_qkv.weight"]
+    assert qkv.shape[0] == 4, "all blocks in one tensor"
+    drawn = [qkv, weights["output_layer.weight"], weights["embedding.word_embeddings.weight"]]
+    tables = [weights[f"memory.layers.{index}.table.weight"] for index in range(2)]
+    for group in (drawn, tables):  # of the same standard deviation
+        values = torch.cat([weight.flatten() for weight in group])
+        assert values.unique().numel() > 0.99 * values.numel()
 
 
-def test_large_tensors_are_drawn_in_pieces(models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_tensors_are_drawn_in_pieces(
+    models: Any, alone: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from ultramem_megatron.model import initial_weights
 
-    whole = models.whole_weights(1, models.config())
     monkeypatch.setattr(initial_weights, "BLOCK_ELEMENTS", 50)  # the core, whose rule sees all of it, has 16
-    for key, weight in models.whole_weights(1, models.config()).items():
-        assert torch.equal(weight, whole[key]), key
+    assert_same_model(alone, models.whole_weights(1, models.config()))
 
 
 def test_tied_embeddings_are_one_parameter(models: Any) -> None:

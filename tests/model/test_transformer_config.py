@@ -33,9 +33,9 @@ def make_config(*overrides: str) -> RunConfig:
 
 
 SPLIT = (
-    ("model.layers=8", "model.hidden=96", "model.ffn_hidden=200", "model.heads=8", "model.norm_epsilon=1e-6")
-    + ("model.gated_mlp=true", "training.precision=bf16")
-    + ("parallelism.tensor=4", "parallelism.pipeline=2", "parallelism.virtual_pipeline=2", "parallelism.sequence=true")
+    *("model.layers=8", "model.hidden=96", "model.ffn_hidden=200", "model.heads=8", "model.norm_epsilon=1e-6"),
+    *("model.gated_mlp=true", "training.precision=bf16"),
+    *("parallelism.tensor=4", "parallelism.pipeline=2", "parallelism.virtual_pipeline=2", "parallelism.sequence=true"),
 )
 EXPECTED = [
     pytest.param(

@@ -42,7 +42,14 @@ def own(lists: tuple[tuple[int, ...], ...], rank: int) -> tuple[int, ...]:
 
 @pytest.mark.parametrize(
     ("tensor", "pipeline", "virtual", "mem"),
-    [(1, 1, 1, 1), (1, 1, 1, 2), (1, 1, 1, 4), (2, 1, 1, 4), (1, 2, 1, 2), (1, 2, 2, 1), (2, 2, 1, 2)],
+    [
+        (1, 1, 1, 2),
+        (2, 2, 1, 2),
+        *(
+            pytest.param(*degrees, marks=pytest.mark.slow)
+            for degrees in [(1, 1, 1, 1), (1, 1, 1, 4), (2, 1, 1, 4), (1, 2, 1, 2), (1, 2, 2, 1)]
+        ),
+    ],
 )
 def test_groups_are_those_of_the_grid(megatron: ModuleType, tensor: int, pipeline: int, virtual: int, mem: int) -> None:
     grid = build_rank_grid(world_size=WORLD, tensor=tensor, pipeline=pipeline, memory_parallel_size=mem)

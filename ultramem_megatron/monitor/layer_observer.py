@@ -26,13 +26,18 @@ class LayerObserver:
         """Attach to ``layer``; ``stage`` are the ranks whose tokens read its table."""
         self.layer, self.label, self.recorder, self.stage = layer, label, recorder, stage
         self.usage = SlotUsage(layer.table.partition.table.num_rows, layer.table.weight.device)
+        self.traffic = layer.table.partition.channel.traffic
         self.passes = 0
+        self.training_bytes = 0
+        """Sent forward when the last training pass was over."""
         layer.observer = self
 
     def __call__(self, picks: Picks, output_sbD: Tensor) -> None:
         """One forward pass in training."""
         if not self.layer.training:
+            self.traffic.forward_bytes = self.training_bytes  # validation sends as well, and would blur the mean
             return
+        self.training_bytes = self.traffic.forward_bytes
         self.passes += 1
         self.usage.update(picks.rows_TK)
         if self.recorder.enabled:
@@ -43,9 +48,8 @@ class LayerObserver:
     def report(self) -> None:
         """Record what gathered since the last report. Collective over ``stage``."""
         self.recorder.record(SLOT_USAGE_FRACTION, self.usage.fraction(self.stage), self.label)
-        traffic = self.layer.table.partition.channel.traffic
-        self.recorder.record(FORWARD_BYTES, traffic.forward_bytes / max(1, self.passes), self.label)
-        self.recorder.record(BACKWARD_BYTES, traffic.backward_bytes / max(1, self.passes), self.label)
+        self.recorder.record(FORWARD_BYTES, self.traffic.forward_bytes / max(1, self.passes), self.label)
+        self.recorder.record(BACKWARD_BYTES, self.traffic.backward_bytes / max(1, self.passes), self.label)
         core = self.layer.summed_core
         if core is not None:
             self.recorder.record(SINGULAR_VALUE_RATIO, singular_value_ratio(core), self.label)
@@ -53,5 +57,5 @@ class LayerObserver:
         if penalty is not None:
             self.recorder.record(AUXILIARY_LOSS, penalty, self.label)
         self.usage.reset()
-        traffic.reset()
-        self.passes = 0
+        self.traffic.reset()
+        self.passes = self.training_bytes = 0

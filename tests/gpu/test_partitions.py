@@ -1,0 +1,104 @@
+"""Every partition on one rank equals the unsplit lookup, in outputs and in every gradient."""
+
+# Letters: N rows of the table, V value dimension, T tokens, K picks per token, E blocks, h score cores.
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ultramem_megatron.config.memory import PartitionName
+from ultramem_megatron.parallel.channel import Channel
+from ultramem_megatron.parallel.partition.base import Picks, TableShape
+from ultramem_megatron.parallel.partition.registry import PARTITIONS
+from ultramem_megatron.testing.reference_layer import reference_pooling
+from ultramem_megatron.testing.tolerances import assert_agrees
+
+pytestmark = pytest.mark.gpu
+
+SHAPE = TableShape(num_rows=509, value_dim=48, blocks=4, cores=2)
+DTYPES = [torch.float32, torch.bfloat16]
+NUM_PICKS = 8
+
+
+@dataclass(frozen=True)
+class Case:
+    """One lookup, on the CPU."""
+
+    table_NV: Tensor
+    rows_TK: Tensor
+    blocks_TK: Tensor
+    scores_hTK: Tensor
+    cotangent_TEV: Tensor
+
+    def oracle(self) -> tuple[Tensor, Tensor, Tensor]:
+        """In float64: pooled [T, E, V], gradients of table [N, V] and scores [h, T, K]."""
+        table, scores = self.table_NV.double().requires_grad_(), self.scores_hTK.double().requires_grad_()
+        pooled = reference_pooling(table, self.rows_TK, self.blocks_TK, scores, num_blocks=SHAPE.blocks)
+        pooled.backward(self.cotangent_TEV.double())
+        assert table.grad is not None and scores.grad is not None
+        return pooled.detach(), table.grad, scores.grad
+
+    def picks(self, device: torch.device) -> Picks:
+        scores = self.scores_hTK.to(device, copy=True).requires_grad_()
+        return Picks(self.rows_TK.int().to(device), self.blocks_TK.to(device, torch.uint8), scores)
+
+
+def make_case(dtype: torch.dtype, tokens: int = 37) -> Case:
+    """Half of the picks fall on four rows, so that rows repeat within a token and many adds meet in one row."""
+    rows = torch.randint(SHAPE.num_rows, (tokens, NUM_PICKS))
+    rows[:, ::2] %= 4
+    return Case(
+        table_NV=torch.randn(SHAPE.num_rows, SHAPE.value_dim).to(dtype),
+        rows_TK=rows,
+        blocks_TK=torch.randint(SHAPE.blocks, (tokens, NUM_PICKS)),
+        scores_hTK=torch.randn(SHAPE.cores, tokens, NUM_PICKS).to(dtype),
+        cotangent_TEV=torch.randn(tokens, SHAPE.blocks, SHAPE.value_dim).to(dtype),
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", PARTITIONS)
+def test_equals_the_unsplit_lookup(device: torch.device, name: PartitionName, dtype: torch.dtype) -> None:
+    case = make_case(dtype)
+    partition = PARTITIONS[name](SHAPE, Channel(dist.group.WORLD))
+    table = case.table_NV.to(device, copy=True).requires_grad_()
+    picks = case.picks(device)
+    pooled = partition(table, picks, [len(case.rows_TK)])
+    pooled.backward(case.cotangent_TEV.to(device))
+    assert table.grad is not None and picks.scores_hTK.grad is not None
+    for found, expected in zip((pooled, table.grad, picks.scores_hTK.grad), case.oracle(), strict=True):
+        assert found.device == device
+        assert_agrees(found, expected, computed_in=dtype, summed_terms=SHAPE.value_dim)
+
+
+@pytest.mark.parametrize("name", PARTITIONS)
+def test_gradients_land_in_main_grad(device: torch.device, name: PartitionName) -> None:
+    """Two micro-batches add up in fp32, and the parameter's own gradient owns no memory."""
+    case = make_case(torch.bfloat16)
+    partition = PARTITIONS[name](SHAPE, Channel(dist.group.WORLD))
+    table = torch.nn.Parameter(case.table_NV.to(device, copy=True))
+    table.main_grad = torch.zeros(table.shape, device=device)  # type: ignore[attr-defined]
+    for _ in range(2):
+        partition(table, case.picks(device), [len(case.rows_TK)]).backward(case.cotangent_TEV.to(device))
+        assert table.grad is not None and table.grad.untyped_storage().size() == 0
+        table.grad = None
+    assert_agrees(
+        table.main_grad,  # type: ignore[attr-defined]
+        2 * case.oracle()[1],
+        computed_in=torch.bfloat16,
+        summed_terms=SHAPE.value_dim,
+    )
+
+
+@pytest.mark.parametrize("name", PARTITIONS)
+def test_a_rank_may_have_no_tokens(device: torch.device, name: PartitionName) -> None:
+    case = make_case(torch.float32, tokens=0)
+    partition = PARTITIONS[name](SHAPE, Channel(dist.group.WORLD))
+    table = case.table_NV.to(device, copy=True).requires_grad_()
+    pooled = partition(table, case.picks(device), [0])
+    assert pooled.shape == (0, SHAPE.blocks, SHAPE.value_dim)
+    pooled.sum().backward()
+    assert table.grad is not None and table.grad.count_nonzero() == 0
