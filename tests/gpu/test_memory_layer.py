@@ -86,7 +86,9 @@ def test_fp32_equals_the_cpu(device: torch.device, variant: str) -> None:
     x_here, x_there = x.clone().requires_grad_(), x.to(device).requires_grad_()
     out_here, out_there = here(x_here), there(x_there)
     with torch.no_grad():
-        assert torch.equal(there.retrieve(x_there).rows_TK.cpu(), here.retrieve(x_here).rows_TK)
+        rows_here, rows_there = (layer.retrieve(x).rows_TK.cpu() for layer, x in ((here, x_here), (there, x_there)))
+    # sorted: slots of nearly the same score may change places, which changes no sum
+    assert torch.equal(rows_there.sort(dim=1).values, rows_here.sort(dim=1).values)
     assert_agrees(out_there, out_here.detach().double(), computed_in=torch.float32, summed_terms=SUMMED_TERMS)
     out_here.backward(cotangent)
     out_there.backward(cotangent.to(device))

@@ -10,7 +10,6 @@ from ultramem_megatron.monitor.memory_health import (
     SlotUsage,
     mean_score,
     output_std,
-    score_entropy_fraction,
     singular_value_ratio,
     slot_usage_fraction,
     top1_score,
@@ -71,10 +70,6 @@ def test_scores_of_several_cores_average() -> None:
         pytest.param([[0.0, 0.0, 0.0, 0.0]], 0.0, id="all-zero-is-no-nan"),
     ],
 )
-def test_score_entropy(scores: list[list[float]], expected: float) -> None:
-    assert score_entropy_fraction(torch.tensor(scores)).item() == pytest.approx(expected, abs=1e-6)
-
-
 def test_output_std() -> None:
     assert output_std(torch.tensor([[1.0, -1.0], [3.0, -3.0]])).item() == pytest.approx(math.sqrt(5))
 

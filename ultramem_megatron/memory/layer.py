@@ -95,7 +95,7 @@ class MemoryLayer(nn.Module):
     @property
     def summed_core(self) -> Tensor | None:
         """Sum of the score cores [H, r, r], which chooses the slots; None where the variant has no core."""
-        return self.retrieval.core.weight.sum(dim=1) if isinstance(self.retrieval, TuckerRetrieval) else None
+        return self.retrieval.core.weight.float().sum(dim=1) if isinstance(self.retrieval, TuckerRetrieval) else None
 
     def begin_step(self) -> None:
         """Once before the micro-batches of an optimizer step: refresh u and t."""

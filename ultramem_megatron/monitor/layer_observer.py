@@ -27,7 +27,7 @@ class LayerObserver:
         self.layer, self.label, self.recorder, self.stage = layer, label, recorder, stage
         self.usage = SlotUsage(layer.table.partition.table.num_rows, layer.table.weight.device)
         self.traffic = layer.table.partition.channel.traffic
-        self.passes = 0
+        self.forward_passes = self.backward_passes = 0
         self.training_bytes = 0
         """Sent forward when the last training pass was over."""
         layer.observer = self
@@ -48,8 +48,8 @@ class LayerObserver:
     def report(self) -> None:
         """Record what gathered since the last report. Collective over ``stage``."""
         self.recorder.record(SLOT_USAGE_FRACTION, self.usage.fraction(self.stage), self.label)
-        self.recorder.record(FORWARD_BYTES, self.traffic.forward_bytes / max(1, self.passes), self.label)
-        self.recorder.record(BACKWARD_BYTES, self.traffic.backward_bytes / max(1, self.passes), self.label)
+        self.recorder.record(FORWARD_BYTES, self.traffic.forward_bytes / max(1, self.forward_passes), self.label)
+        self.recorder.record(BACKWARD_BYTES, self.traffic.backward_bytes / max(1, self.backward_passes), self.label)
         core = self.layer.summed_core
         if core is not None:
             self.recorder.record(SINGULAR_VALUE_RATIO, singular_value_ratio(core), self.label)

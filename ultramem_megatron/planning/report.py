@@ -66,7 +66,7 @@ def _choice(plan: Plan) -> list[str]:
 
 def _rivals(plan: Plan, chosen: Candidate) -> str:
     feasible = [c for c in plan.candidates if c.feasible]
-    others = [f"{c.label} {_ratio(c, chosen)}" for c in feasible[1:4]]
+    others = [f"{c.label} ({_ratio(c, chosen)})" for c in feasible[1:4]]
     text = f"Fewest bytes of the {len(feasible)} candidates that fit"
     text += f"; next: {', '.join(others)}." if others else "; there is no other."
     if plan.tied_with:
@@ -82,7 +82,7 @@ def _rivals(plan: Plan, chosen: Candidate) -> str:
 def _ratio(candidate: Candidate, chosen: Candidate) -> str:
     if chosen.bytes_per_step == 0:
         return format_bytes(candidate.bytes_per_step)
-    return f"x {candidate.bytes_per_step / chosen.bytes_per_step:.2f}"
+    return f"{candidate.bytes_per_step / chosen.bytes_per_step:.2f} times as many"
 
 
 def _candidate_table(plan: Plan) -> str:

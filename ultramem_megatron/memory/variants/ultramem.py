@@ -2,10 +2,11 @@
 
 import math
 
+from ultramem_megatron.config.memory import ScoreGain
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.memory.initial_rules import InitialRule, constant, last_tap, normal, unit_core
 from ultramem_megatron.memory.layer import LayerPlace, MemoryLayer, OutputProjection
-from ultramem_megatron.memory.normal_scores import expected_pick_mean, value_std
+from ultramem_megatron.memory.normal_scores import expected_pick_mean, expected_top_mean, value_std
 from ultramem_megatron.memory.tucker import TuckerRetrieval
 from ultramem_megatron.memory.value_expansion import SlotShuffle
 from ultramem_megatron.memory.value_table import ValueTable
@@ -49,13 +50,13 @@ def build(config: RunConfig, place: LayerPlace, partition: ValuePartition) -> Me
 def _rules(config: RunConfig) -> dict[str, InitialRule]:
     """The paper's improved initialisation: mean score 1, output variance 1 / (2 L) (section 4).
 
-    Row and column scores each carry the gain 1 / sqrt(E), so that the picks average 1. The paper takes for E the mean
-    of the best scores of one side; but a score is a product of two sides, and with that gain the mean is 2.4 to 3.6
-    and the output's variance 6 to 12 times the intended. So E is here the mean of the best products.
+    Row and column scores each carry the gain 1 / sqrt(E), with E the mean that the picks' scores would have without
+    it (``memory.score_gain`` says how it is reckoned).
     """
     memory, model = config.memory, config.model
     rank_width = memory.key_dim // memory.tucker_rank
-    score_gain = 1 / math.sqrt(expected_pick_mean(memory.grid_side, memory.top_m))
+    mean_of = {ScoreGain.PRODUCTS: expected_pick_mean, ScoreGain.ONE_SIDE: expected_top_mean}[memory.score_gain]
+    score_gain = 1 / math.sqrt(mean_of(memory.grid_side, memory.top_m))
     # without a norm that could carry it, the gain is the queries' own
     query_gain = 1.0 if memory.normalize_keys else score_gain
     rules = {

@@ -1,0 +1,104 @@
+"""The plan of a run: made before anything is started, kept while it fits."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ultramem_launch import place
+from ultramem_launch.__main__ import app
+from ultramem_launch.pretrain import make_plan
+from ultramem_megatron.errors import ConfigError, LaunchError, PlanError
+from ultramem_megatron.planning.choose import choose_plan
+from ultramem_megatron.planning.cluster import local_cluster
+from ultramem_megatron.planning.plan import Plan
+from ultramem_megatron.testing.tiny import tiny_config, write_tiny_config
+
+
+def test_a_new_run_is_planned_and_nothing_written(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    assert make_plan(tiny_config(), run_dir, 2) == choose_plan(tiny_config(), local_cluster(2))
+    assert not run_dir.exists()
+
+
+def test_the_plan_of_the_run_is_kept(tmp_path: Path) -> None:
+    pinned = make_plan(tiny_config("memory.partition=dimension_wise", "memory.parallel_size=2"), tmp_path, 2)
+    pinned.save(tmp_path / "plan.json")
+    free = make_plan(tiny_config(), tmp_path, 2)
+    assert free == pinned
+    assert free != choose_plan(tiny_config(), local_cluster(2)), "else this shows nothing"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "ranks"), [((), 1), (("memory.partition=number_wise",), 2), (("training.micro_batch_size=1",), 2)]
+)
+def test_a_plan_that_no_longer_fits_is_made_anew(tmp_path: Path, overrides: tuple[str, ...], ranks: int) -> None:
+    make_plan(tiny_config("memory.partition=dimension_wise"), tmp_path, 2).save(tmp_path / "plan.json")
+    config = tiny_config(*overrides)
+    assert make_plan(config, tmp_path, ranks) == choose_plan(config, local_cluster(ranks))
+
+
+@pytest.mark.parametrize("text", ["", "{}", "no json"])
+def test_a_damaged_plan_is_made_anew(tmp_path: Path, text: str) -> None:
+    (tmp_path / "plan.json").write_text(text)
+    assert isinstance(make_plan(tiny_config(), tmp_path, 2), Plan)
+
+
+def test_what_cannot_be_planned(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"training\.global_batch_size = 4 must be a multiple"):
+        make_plan(tiny_config(), tmp_path, 4)
+    with pytest.raises(PlanError):
+        make_plan(tiny_config("memory.keys_per_side=46340", "memory.value_dim=65536"), tmp_path, 1)
+    (tmp_path / "file").touch()
+    with pytest.raises(LaunchError, match=r"file is a file; name a folder"):
+        make_plan(tiny_config(), tmp_path / "file", 1)
+
+
+@pytest.fixture
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in place.RANK_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(("status", "words"), [(0, "finished"), (75, "saved and stopped"), (1, None), (137, None)])
+def test_the_launcher_passes_the_command_on_and_the_status_back(
+    no_launcher: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, words: str | None
+) -> None:
+    started: list[tuple[int, list[str]]] = []
+
+    def launch(processes: int, arguments: list[str]) -> int:
+        started.append((processes, arguments))
+        return status
+
+    monkeypatch.setattr("ultramem_launch.local.run_local_processes", launch)
+    config, run_dir = str(write_tiny_config(tmp_path)), str(tmp_path / "run")
+    result = CliRunner().invoke(app, ["pretrain", config, "training.steps=9", "--run-dir", run_dir, "--local", "2"])
+    assert result.exit_code == status
+    assert started == [(2, ["pretrain", config, "training.steps=9", "--run-dir", run_dir])]
+    assert f"2 processes on this machine; memory tables: replicated; run folder {run_dir}" in result.output
+    assert ("ultramem monitor --run-dir" in result.output) is (words is not None)
+    if words:
+        assert words in result.output
+
+
+def test_a_rank_trains(no_launcher: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ultramem_launch.pretrain.run_rank", lambda config, run_dir: config.training.steps)
+    command = ["pretrain", str(write_tiny_config(tmp_path)), "training.steps=9", "--run-dir", str(tmp_path / "run")]
+    assert CliRunner().invoke(app, command).exit_code == 9
+    monkeypatch.setenv("RANK", "0")
+    assert CliRunner().invoke(app, command).exit_code == 9
+
+
+def test_planning_needs_no_torch(tmp_path: Path) -> None:
+    """``--local N`` answers for a bad config at once, and holds no second copy of torch while the ranks train."""
+    script = (
+        "import sys; from pathlib import Path; from ultramem_launch.pretrain import make_plan\n"
+        "from ultramem_launch.configs import load_config\n"
+        f"make_plan(load_config({str(write_tiny_config(tmp_path))!r}, []), Path('run'), 2)\n"
+        "print(*sys.modules)"
+    )
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert "pydantic" in loaded
+    assert {"torch", "megatron", "numpy"}.isdisjoint(loaded)
