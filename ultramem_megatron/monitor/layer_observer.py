@@ -28,17 +28,14 @@ class LayerObserver:
         self.usage = SlotUsage(layer.table.partition.table.num_rows, layer.table.weight.device)
         self.traffic = layer.table.partition.channel.traffic
         self.forward_passes = self.backward_passes = 0
-        self.training_bytes = 0
-        """Sent forward when the last training pass was over."""
         layer.observer = self
 
     def __call__(self, picks: Picks, output_sbD: Tensor) -> None:
-        """One forward pass in training."""
+        """One forward pass; of validation only the traffic counts."""
+        self.forward_passes += 1
         if not self.layer.training:
-            self.traffic.forward_bytes = self.training_bytes  # validation sends as well, and would blur the mean
             return
-        self.training_bytes = self.traffic.forward_bytes
-        self.passes += 1
+        self.backward_passes += 1
         self.usage.update(picks.rows_TK)
         if self.recorder.enabled:
             self.recorder.record(TOP1_SCORE, top1_score(picks.scores_hTK), self.label)
@@ -58,4 +55,4 @@ class LayerObserver:
             self.recorder.record(AUXILIARY_LOSS, penalty, self.label)
         self.usage.reset()
         self.traffic.reset()
-        self.passes = self.training_bytes = 0
+        self.forward_passes = self.backward_passes = 0
