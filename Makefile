@@ -23,7 +23,7 @@ quickstart: $(READY)
 	$(BIN)/ultramem data prepare --source quickstart
 	$(BIN)/ultramem plan quickstart --cluster local:$(PROCESSES)
 	$(BIN)/ultramem pretrain quickstart --run-dir $(RUN_DIR) --local $(PROCESSES)
-	$(BIN)/ultramem generate --run-dir $(RUN_DIR) --prompt "The capital of France"
+	$(BIN)/ultramem generate --run-dir $(RUN_DIR) --prompt "The capital of France" --temperature 0.5
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS)

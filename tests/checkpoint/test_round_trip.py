@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -44,6 +45,7 @@ def train_and_save(config: RunConfig, root: Path) -> Seen:
     state, batches = build(config)
     take_steps(state, batches, SAVED_STEP)
     SaveCheckpoints(root, "data", saved_step=0).on_exit(state)
+    assert psutil.Process().children() == [], "a process left behind by a save would outlive a rank that is killed"
     return report(state, batches)
 
 
