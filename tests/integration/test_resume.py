@@ -118,35 +118,29 @@ def ask_to_stop(launcher: "subprocess.Popen[str]", ranks: list[int]) -> int:
     return launcher.wait(WAIT_SECONDS)
 
 
+End = Callable[["subprocess.Popen[str]", list[int]], int]
+STATUSES: dict[End, int] = {kill_launcher: -signal.SIGKILL, kill_rank: 128 + signal.SIGKILL, ask_to_stop: 75}
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 @pytest.mark.parametrize(
-    ("end", "status"),
+    "ends",
     [
-        pytest.param(kill_launcher, -signal.SIGKILL, id="launcher-killed"),
-        pytest.param(kill_rank, 128 + signal.SIGKILL, id="rank-killed"),
-        pytest.param(ask_to_stop, 75, id="asked-to-stop"),
+        pytest.param([kill_rank], id="rank-killed"),
+        pytest.param([ask_to_stop, kill_launcher], id="asked-to-stop-then-launcher-killed"),
     ],
 )
 def test_it_ends_as_if_nothing_had_been(
-    run: Run,
-    undisturbed: list[tuple[float, ...]],
-    tmp_path: Path,
-    end: Callable[["subprocess.Popen[str]", list[int]], int],
-    status: int,
+    run: Run, undisturbed: list[tuple[float, ...]], tmp_path: Path, ends: list[End]
 ) -> None:
     seed = int(os.environ.get("RESUME_TEST_SEED", random.SystemRandom().randrange(10**6)))
     draw = random.Random(seed)
-    step, moment = draw.randrange(1, STEPS - 8), draw.uniform(0, 0.05)
-    print(f"RESUME_TEST_SEED={seed}: {end.__name__} {moment:.3f} s after step {step}")  # shown when the test fails
     run_dir = tmp_path / "run"
-
-    first = run(run_dir)
-    wait_for_step(run_dir, step, first)
-    ranks = ranks_of(first)
-    assert len(ranks) == 2
-    time.sleep(moment)
-    assert end(first, ranks) == status, log_of(run_dir)
-    wait_until(lambda: not any(map(is_alive, ranks)), "ranks outlive their launcher")
+    window = (STEPS - 8) // len(ends)
+    for number, end in enumerate(ends):
+        step, moment = draw.randrange(1 + number * window, 1 + (number + 1) * window), draw.uniform(0, 0.05)
+        print(f"RESUME_TEST_SEED={seed}: {end.__name__} {moment:.3f} s after step {step}")  # shown when the test fails
+        end_early(run, run_dir, step, moment, end)
 
     assert run(run_dir).wait(WAIT_SECONDS) == 0, log_of(run_dir)
     joined = curve(run_dir)
@@ -154,3 +148,14 @@ def test_it_ends_as_if_nothing_had_been(
     assert joined == undisturbed
     left = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
     assert left == ["latest", "step_00000030", f"step_{STEPS:08d}"]
+
+
+def end_early(run: Run, run_dir: Path, step: int, moment: float, end: End) -> None:
+    """Start the run, and end it ``moment`` seconds after ``step``."""
+    launcher = run(run_dir)
+    wait_for_step(run_dir, step, launcher)
+    ranks = ranks_of(launcher)
+    assert len(ranks) == 2
+    time.sleep(moment)
+    assert end(launcher, ranks) == STATUSES[end], log_of(run_dir)
+    wait_until(lambda: not any(map(is_alive, ranks)), "ranks outlive their launcher")

@@ -38,6 +38,8 @@ def pretrain(config: RunConfig, plan: Plan, run_dir: Path, device: torch.device)
     state = build_train_state(config, plan, groups)
     if start is not None:
         resume(state, *start, training_data.fingerprint)
+        if dist.get_rank() == 0:
+            print(f"resumed from {start[0]}: step {state.step} of {config.training.steps}", flush=True)
     write_run_files(config, plan, run_dir)
     with _open_publisher(config, plan, run_dir, state) as publisher:
         hooks = _hooks(publisher, state, run_dir, training_data, validation_data)
