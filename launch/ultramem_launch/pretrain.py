@@ -8,33 +8,36 @@ from ultramem_launch.place import find_place
 from ultramem_megatron.errors import LaunchError, PlanError, UltraMemError
 
 if TYPE_CHECKING:
+    import torch
+
     from ultramem_megatron.config.run import RunConfig
+    from ultramem_megatron.parallel.process import ProcessPlace
+    from ultramem_megatron.planning.cluster import ClusterSpec
     from ultramem_megatron.planning.plan import Plan
 
 
-def make_plan(config: "RunConfig", run_dir: Path, world_size: int) -> "Plan":
+def make_plan(config: "RunConfig", run_dir: Path, cluster: "ClusterSpec") -> "Plan":
     """The plan of the run: the one it has, if that still fits, else a new one. Writes nothing.
 
     Raises:
         UltraMemError: Config and number of ranks do not fit together, or no partition fits.
     """
     from ultramem_megatron.planning.choose import choose_plan
-    from ultramem_megatron.planning.cluster import local_cluster
     from ultramem_megatron.planning.plan import Plan, check_plan_matches
 
-    config.check_world_size(world_size)
+    config.check_world_size(cluster.num_ranks)
     if run_dir.exists() and not run_dir.is_dir():
         raise LaunchError(f"--run-dir {run_dir} is a file; name a folder, it is made when missing")
     saved = run_dir / "plan.json"
     if saved.is_file():
         try:
             plan = Plan.load(saved)
-            check_plan_matches(plan, config, world_size)
+            check_plan_matches(plan, config, cluster.num_ranks)
         except PlanError:
             pass  # another layout than last time: plan anew, the checkpoint is free of it
         else:
             return plan
-    return choose_plan(config, local_cluster(world_size))
+    return choose_plan(config, cluster)
 
 
 def run_rank(config: "RunConfig", run_dir: Path) -> int:
@@ -50,7 +53,7 @@ def run_rank(config: "RunConfig", run_dir: Path) -> int:
 
     refuse_wrong_apex()
     device = start_process(place)
-    plan = _agree_on_plan(config, run_dir, place.world_size)
+    plan = _agree_on_plan(config, run_dir, _allocated(place, device))
 
     from ultramem_megatron.parallel.groups import destroy_groups
     from ultramem_megatron.training.loop import Outcome
@@ -61,7 +64,30 @@ def run_rank(config: "RunConfig", run_dir: Path) -> int:
     return exit_codes.FINISHED if outcome is Outcome.FINISHED else exit_codes.STOPPED
 
 
-def _agree_on_plan(config: "RunConfig", run_dir: Path, world_size: int) -> "Plan":
+def _allocated(place: "ProcessPlace", device: "torch.device") -> "ClusterSpec":
+    """The machines of this run, taken to be like this one: GPU memory, or a share of the host's."""
+    from ultramem_megatron.planning.cluster import GPU_RESERVE_BYTES, ClusterSpec, local_cluster
+
+    nodes = place.world_size // place.local_world_size
+    if device.type == "cpu" and nodes == 1:
+        return local_cluster(place.world_size)
+    if device.type == "cpu":
+        memory_bytes, reserve_bytes = local_cluster(place.local_world_size).memory_bytes, 0
+    else:
+        import torch
+
+        memory_bytes = torch.cuda.get_device_properties(device).total_memory
+        reserve_bytes = GPU_RESERVE_BYTES
+    return ClusterSpec(
+        name=f"allocation:{place.world_size}",
+        nodes=nodes,
+        gpus_per_node=place.local_world_size,
+        memory_bytes=memory_bytes,
+        reserve_bytes=reserve_bytes,
+    )
+
+
+def _agree_on_plan(config: "RunConfig", run_dir: Path, cluster: "ClusterSpec") -> "Plan":
     """One rank plans for all: machines may differ in the memory that they see."""
     import torch.distributed as dist
 
@@ -70,7 +96,7 @@ def _agree_on_plan(config: "RunConfig", run_dir: Path, world_size: int) -> "Plan
     answer: list[object] = [None]
     if dist.get_rank() == 0:
         try:
-            answer = [make_plan(config, run_dir, world_size)]
+            answer = [make_plan(config, run_dir, cluster)]
         except UltraMemError as error:
             answer = [error]
     dist.broadcast_object_list(answer)

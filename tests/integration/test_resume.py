@@ -93,12 +93,15 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def wait_for_step(run_dir: Path, step: int, launcher: "subprocess.Popen[str]") -> None:
+def steps_written(run_dir: Path) -> int:
     metrics = run_dir / "metrics.jsonl"
+    return metrics.read_bytes().count(b"\n") if metrics.is_file() else 0
 
+
+def wait_for_step(run_dir: Path, step: int, launcher: "subprocess.Popen[str]") -> None:
     def is_there() -> bool:
         assert launcher.poll() is None, f"the run ended before step {step}:\n{log_of(run_dir)}"
-        return metrics.is_file() and metrics.read_bytes().count(b"\n") >= step
+        return steps_written(run_dir) >= step
 
     wait_until(is_there, f"step {step} did not come")
 
@@ -151,7 +154,8 @@ def test_it_ends_as_if_nothing_had_been(
 
 
 def end_early(run: Run, run_dir: Path, step: int, moment: float, end: End) -> None:
-    """Start the run, and end it ``moment`` seconds after ``step``."""
+    """Start the run, and end it ``moment`` seconds after ``step``, but not before it has taken a step of its own."""
+    step = max(step, steps_written(run_dir) + 1)
     launcher = run(run_dir)
     wait_for_step(run_dir, step, launcher)
     ranks = ranks_of(launcher)

@@ -19,14 +19,16 @@ from ultramem_megatron.testing.tiny import tiny_config, write_tiny_config
 
 def test_a_new_run_is_planned_and_nothing_written(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    assert make_plan(tiny_config(), run_dir, 2) == choose_plan(tiny_config(), local_cluster(2))
+    assert make_plan(tiny_config(), run_dir, local_cluster(2)) == choose_plan(tiny_config(), local_cluster(2))
     assert not run_dir.exists()
 
 
 def test_the_plan_of_the_run_is_kept(tmp_path: Path) -> None:
-    pinned = make_plan(tiny_config("memory.partition=dimension_wise", "memory.parallel_size=2"), tmp_path, 2)
+    pinned = make_plan(
+        tiny_config("memory.partition=dimension_wise", "memory.parallel_size=2"), tmp_path, local_cluster(2)
+    )
     pinned.save(tmp_path / "plan.json")
-    free = make_plan(tiny_config(), tmp_path, 2)
+    free = make_plan(tiny_config(), tmp_path, local_cluster(2))
     assert free == pinned
     assert free != choose_plan(tiny_config(), local_cluster(2)), "else this shows nothing"
 
@@ -35,25 +37,25 @@ def test_the_plan_of_the_run_is_kept(tmp_path: Path) -> None:
     ("overrides", "ranks"), [((), 1), (("memory.partition=number_wise",), 2), (("training.micro_batch_size=1",), 2)]
 )
 def test_a_plan_that_no_longer_fits_is_made_anew(tmp_path: Path, overrides: tuple[str, ...], ranks: int) -> None:
-    make_plan(tiny_config("memory.partition=dimension_wise"), tmp_path, 2).save(tmp_path / "plan.json")
+    make_plan(tiny_config("memory.partition=dimension_wise"), tmp_path, local_cluster(2)).save(tmp_path / "plan.json")
     config = tiny_config(*overrides)
-    assert make_plan(config, tmp_path, ranks) == choose_plan(config, local_cluster(ranks))
+    assert make_plan(config, tmp_path, local_cluster(ranks)) == choose_plan(config, local_cluster(ranks))
 
 
 @pytest.mark.parametrize("text", ["", "{}", "no json"])
 def test_a_damaged_plan_is_made_anew(tmp_path: Path, text: str) -> None:
     (tmp_path / "plan.json").write_text(text)
-    assert isinstance(make_plan(tiny_config(), tmp_path, 2), Plan)
+    assert isinstance(make_plan(tiny_config(), tmp_path, local_cluster(2)), Plan)
 
 
 def test_what_cannot_be_planned(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"training\.global_batch_size = 4 must be a multiple"):
-        make_plan(tiny_config(), tmp_path, 4)
+        make_plan(tiny_config(), tmp_path, local_cluster(4))
     with pytest.raises(PlanError):
-        make_plan(tiny_config("memory.keys_per_side=46340", "memory.value_dim=65536"), tmp_path, 1)
+        make_plan(tiny_config("memory.keys_per_side=46340", "memory.value_dim=65536"), tmp_path, local_cluster(1))
     (tmp_path / "file").touch()
     with pytest.raises(LaunchError, match=r"file is a file; name a folder"):
-        make_plan(tiny_config(), tmp_path / "file", 1)
+        make_plan(tiny_config(), tmp_path / "file", local_cluster(1))
 
 
 @pytest.fixture
@@ -96,7 +98,8 @@ def test_planning_needs_no_torch(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from ultramem_launch.pretrain import make_plan\n"
         "from ultramem_launch.configs import load_config\n"
-        f"make_plan(load_config({str(write_tiny_config(tmp_path))!r}, []), Path('run'), 2)\n"
+        "from ultramem_megatron.planning.cluster import local_cluster\n"
+        f"make_plan(load_config({str(write_tiny_config(tmp_path))!r}, []), Path('run'), local_cluster(2))\n"
         "print(*sys.modules)"
     )
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()

@@ -47,6 +47,8 @@ def _use_cuda(place: ProcessPlace) -> torch.device:
     # a scheduler may show each process only its own GPU
     device = torch.device("cuda", place.local_rank if torch.cuda.device_count() > 1 else 0)
     torch.cuda.set_device(device)
+    # fp32 means fp32: parity with the CPU is what it is for
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     return device
 
 

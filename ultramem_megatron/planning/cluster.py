@@ -57,11 +57,13 @@ class NodeProfile:
     reserve_bytes: int
 
 
-# Node sizes: NVIDIA DGX A100 data sheet. The reserve (CUDA context, NCCL channels, allocator fragmentation) is a
-# rule of thumb, not a measurement.
+GPU_RESERVE_BYTES = 4 * GIB
+"""CUDA context, NCCL channels, allocator fragmentation: a rule of thumb, not a measurement."""
+
+# Node sizes: NVIDIA DGX A100 data sheet
 NODE_PROFILES = {
-    "dgx-a100-80g": NodeProfile(gpus_per_node=8, memory_bytes=80 * GIB, reserve_bytes=4 * GIB),
-    "dgx-a100-40g": NodeProfile(gpus_per_node=8, memory_bytes=40 * GIB, reserve_bytes=4 * GIB),
+    "dgx-a100-80g": NodeProfile(gpus_per_node=8, memory_bytes=80 * GIB, reserve_bytes=GPU_RESERVE_BYTES),
+    "dgx-a100-40g": NodeProfile(gpus_per_node=8, memory_bytes=40 * GIB, reserve_bytes=GPU_RESERVE_BYTES),
 }
 LOCAL = "local"
 

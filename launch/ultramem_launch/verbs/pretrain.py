@@ -24,13 +24,14 @@ def pretrain(
     from ultramem_launch.local import run_local_processes
     from ultramem_launch.place import is_one_of_several, refuse_nested_launch
     from ultramem_launch.pretrain import make_plan, run_rank
+    from ultramem_megatron.planning.cluster import local_cluster
 
     if local:
         refuse_nested_launch(local)
     settings = load_config(config, overrides or [])
     if is_one_of_several() or not local:
         sys.exit(run_rank(settings, run_dir))
-    plan = make_plan(settings, run_dir, local)
+    plan = make_plan(settings, run_dir, local_cluster(local))
     tables = plan.chosen.label if plan.chosen else "none"
     typer.echo(f"{local} processes on this machine; memory tables: {tables}; run folder {run_dir}")
     status = run_local_processes(local, ["pretrain", config, *(overrides or []), "--run-dir", str(run_dir)])

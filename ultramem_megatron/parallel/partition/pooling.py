@@ -40,6 +40,7 @@ class _ReadRows(torch.autograd.Function):
             return dense.to(shard.dtype), None
         _add_rows(target, rows, grad)
         shard.grad_added_to_main_grad = True
+        shard.grad = None  # DDP's hook takes the placeholder away; without it the next would be added to no memory
         return _without_storage(shard), None
 
 
