@@ -13,12 +13,20 @@ export PYTHONWARNINGS ?= ignore
 
 env: $(READY)
 
+# the exact pins are for .venv alone: an active environment may hold the torch that fits its GPU
+ifeq ($(ENV),.venv)
+REQUESTS := -c constraints.txt torch==2.13.0 -e '.[dev,gpu]'
+else
+REQUESTS := -e '.[dev]'
+endif
+
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(ENV)
-	# torch on the same line: a looser request would take a build with gigabytes of CUDA libraries
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0 -e '.[dev,gpu]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(REQUESTS)
 	touch $@
 
+# four processes on the CPU, also where there are GPUs, which may be fewer
+quickstart: export CUDA_VISIBLE_DEVICES =
 quickstart: $(READY)
 	$(BIN)/ultramem data prepare --source quickstart
 	$(BIN)/ultramem plan quickstart --cluster local:$(PROCESSES)

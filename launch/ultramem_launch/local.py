@@ -24,8 +24,8 @@ ERROR_FILE = "ULTRAMEM_ERROR_FILE"
 
 POLL_SECONDS = 0.02
 """Short, so that the rank that failed first is told from those that fail because it is gone."""
-GRACE_SECONDS = 20.0
-"""How long ranks that outlive a failed one may take to end on their own."""
+GRACE_SECONDS = 2.0
+"""How long ranks that outlive a failed one may take to end: most wait for it in a collective and never will."""
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -54,7 +54,6 @@ def run_local_processes(num_processes: int, arguments: Sequence[str]) -> int:
 
 def _start_rank(rank: int, world_size: int, arguments: Sequence[str], folder: Path) -> "subprocess.Popen[bytes]":
     environment = {
-        "GLOO_SOCKET_IFNAME": "lo",  # nothing listens beyond this machine
         **os.environ,
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -109,7 +108,7 @@ def _end(ranks: "list[subprocess.Popen[bytes]]") -> None:
             rank.terminate()
     for rank in ranks:
         try:
-            rank.wait(max(0.0, min(2.0, deadline - time.monotonic())))
+            rank.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             rank.kill()  # waits in a collective for the rank that is gone
             rank.wait()

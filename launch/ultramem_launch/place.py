@@ -36,6 +36,19 @@ def refuse_nested_launch(local: int, environment: Mapping[str, str] = os.environ
         )
 
 
+def refuse_several(verb: str, environment: Mapping[str, str] = os.environ) -> None:
+    """For verbs that work on one process.
+
+    Raises:
+        LaunchError: Inside torchrun or another launcher.
+    """
+    if is_one_of_several(environment):
+        raise LaunchError(
+            f"`ultramem {verb}` works on one process, but this one is a rank of a launcher "
+            f"({_set_variables(environment)}); start it without torchrun"
+        )
+
+
 def find_place(environment: Mapping[str, str] = os.environ) -> "ProcessPlace":
     """The place that the launcher gave, or that of a lone process.
 

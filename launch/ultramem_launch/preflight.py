@@ -147,7 +147,7 @@ def check_accelerators() -> "tuple[Accelerators | None, list[Row]]":
     except ConfigError as error:
         return None, [_problem("apex", "unusable", str(error))]
     return found, [
-        _optional(Section.SOFTWARE, "triton", found.triton, "kernels run in PyTorch"),
+        _optional(Section.SOFTWARE, "triton", found.triton, "no kernel needs it yet"),
         _optional(Section.SOFTWARE, "transformer engine", found.transformer_engine, "optional"),
         _optional(Section.SOFTWARE, "apex (NVIDIA)", found.apex, "optional"),
     ]
@@ -186,7 +186,7 @@ def check_disk(folder: Path) -> Row:
 
 
 def check_slurm() -> list[Row]:
-    """The commands of Slurm that ``ultramem submit`` and ``status`` call."""
+    """The commands of Slurm, under which torchrun can start a run (slurm/README.md)."""
     rows = [_command(Section.LAUNCHERS, name, "no jobs from here") for name in ("sbatch", "srun", "scontrol")]
     if rows[0].status is Status.OK:
         rows.append(Row(Section.LAUNCHERS, "slurm", Status.OK, _first_line(["sbatch", "--version"])))
@@ -216,7 +216,7 @@ def choices(accelerators: "Accelerators") -> list[Row]:
         "device": device,
         "collectives": accelerators.backend,
         "optimizer": str(accelerators.adam),
-        "kernels": accelerators.kernels,
+        "memory lookups": "PyTorch",
     }
     return [Row(Section.CHOICES, name, Status.OK, value) for name, value in chosen.items()]
 

@@ -1,11 +1,14 @@
 """One rank of a pretraining run: place, plan, training. The only file here that sees the training code."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ultramem_launch import exit_codes
 from ultramem_launch.place import find_place
-from ultramem_megatron.errors import LaunchError, PlanError, UltraMemError
+from ultramem_megatron.errors import LaunchError, PlanError
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     import torch
@@ -14,6 +17,17 @@ if TYPE_CHECKING:
     from ultramem_megatron.parallel.process import ProcessPlace
     from ultramem_megatron.planning.cluster import ClusterSpec
     from ultramem_megatron.planning.plan import Plan
+
+
+def check_run(config: "RunConfig", run_dir: Path, world_size: int) -> None:
+    """What can be told before any process is started.
+
+    Raises:
+        UltraMemError: Config and number of ranks do not fit together, or ``run_dir`` is a file.
+    """
+    config.check_world_size(world_size)
+    if run_dir.exists() and not run_dir.is_dir():
+        raise LaunchError(f"--run-dir {run_dir} is a file; name a folder, it is made when missing")
 
 
 def make_plan(config: "RunConfig", run_dir: Path, cluster: "ClusterSpec") -> "Plan":
@@ -25,16 +39,15 @@ def make_plan(config: "RunConfig", run_dir: Path, cluster: "ClusterSpec") -> "Pl
     from ultramem_megatron.planning.choose import choose_plan
     from ultramem_megatron.planning.plan import Plan, check_plan_matches
 
-    config.check_world_size(cluster.num_ranks)
-    if run_dir.exists() and not run_dir.is_dir():
-        raise LaunchError(f"--run-dir {run_dir} is a file; name a folder, it is made when missing")
+    check_run(config, run_dir, cluster.num_ranks)
     saved = run_dir / "plan.json"
     if saved.is_file():
         try:
             plan = Plan.load(saved)
             check_plan_matches(plan, config, cluster.num_ranks)
-        except PlanError:
-            pass  # another layout than last time: plan anew, the checkpoint is free of it
+        except PlanError as error:
+            # another layout than last time, perhaps; the checkpoint is free of it
+            logger.warning("%s. This run plans anew", str(error).removesuffix("."))
         else:
             return plan
     return choose_plan(config, cluster)
@@ -47,18 +60,22 @@ def run_rank(config: "RunConfig", run_dir: Path) -> int:
         The exit status.
     """
     place = find_place()
-    config.check_world_size(place.world_size)
+    check_run(config, run_dir, place.world_size)
     from ultramem_megatron.parallel.accelerators import refuse_wrong_apex
     from ultramem_megatron.parallel.process import start_process
 
     refuse_wrong_apex()
-    device = start_process(place)
-    plan = _agree_on_plan(config, run_dir, _allocated(place, device))
+    device = start_process(place, timeout_seconds=config.parallelism.timeout_seconds)
 
+    from ultramem_megatron.parallel.agree import on_first_rank
     from ultramem_megatron.parallel.groups import destroy_groups
     from ultramem_megatron.training.loop import Outcome
     from ultramem_megatron.training.pretrain import pretrain
 
+    # one rank plans for all: machines may differ in the memory that they see
+    plan = on_first_rank(lambda: make_plan(config, run_dir, _allocated(place, device)))
+    if place.rank == 0:
+        print(f"memory tables: {plan.chosen.label if plan.chosen else 'none'}; run folder {run_dir}", flush=True)
     outcome = pretrain(config, plan, run_dir, device)
     destroy_groups()
     return exit_codes.FINISHED if outcome is Outcome.FINISHED else exit_codes.STOPPED
@@ -85,22 +102,3 @@ def _allocated(place: "ProcessPlace", device: "torch.device") -> "ClusterSpec":
         memory_bytes=memory_bytes,
         reserve_bytes=reserve_bytes,
     )
-
-
-def _agree_on_plan(config: "RunConfig", run_dir: Path, cluster: "ClusterSpec") -> "Plan":
-    """One rank plans for all: machines may differ in the memory that they see."""
-    import torch.distributed as dist
-
-    from ultramem_megatron.planning.plan import Plan
-
-    answer: list[object] = [None]
-    if dist.get_rank() == 0:
-        try:
-            answer = [make_plan(config, run_dir, cluster)]
-        except UltraMemError as error:
-            answer = [error]
-    dist.broadcast_object_list(answer)
-    if isinstance(answer[0], UltraMemError):
-        raise answer[0]
-    assert isinstance(answer[0], Plan)
-    return answer[0]

@@ -50,10 +50,10 @@ def train_and_save(config: RunConfig, root: Path) -> Seen:
 
 
 def load(config: RunConfig, root: Path) -> Seen:
-    from ultramem_megatron.training.checkpointing import agree_on_start, resume
+    from ultramem_megatron.training.checkpointing import find_start, resume
 
     state, batches = build(config)
-    start = agree_on_start(config, root)
+    start = find_start(config, root)
     assert start is not None
     resume(state, *start, "data")
     assert state.step == SAVED_STEP

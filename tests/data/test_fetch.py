@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from ultramem_megatron.data.fetch import fetch, read_manifest
-from ultramem_megatron.data.files import sha256_of
 from ultramem_megatron.data.sources import SETS, SOURCES, Client, Source, sources_named
 from ultramem_megatron.errors import DataError
+from ultramem_megatron.files import sha256_of
 
 
 def read_text_files(root: Path) -> Iterator[tuple[str, str]]:

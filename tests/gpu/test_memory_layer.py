@@ -57,7 +57,7 @@ def build(variant: str, precision: str, device: torch.device) -> "MemoryLayer":
     assert world is not None
     place = LayerPlace(
         share=TokenShare(world, False),
-        tp=world,
+        device=torch.device("cpu"),
         dp_cp=world,
         mem_dp=world,
         dtype=parameter_dtype(config),

@@ -84,7 +84,7 @@ def test_steps_lower_the_loss(groups: "Groups", precision: str) -> None:
 
 
 def test_a_resumed_run_goes_on_as_it_would_have(groups: "Groups", tmp_path: Path) -> None:
-    from ultramem_megatron.training.checkpointing import SaveCheckpoints, agree_on_start, resume
+    from ultramem_megatron.training.checkpointing import SaveCheckpoints, find_start, resume
 
     state = fresh_state(CONFIG, groups)
     take_steps(state, 2)
@@ -93,7 +93,7 @@ def test_a_resumed_run_goes_on_as_it_would_have(groups: "Groups", tmp_path: Path
     expected = take_steps(state, STEPS - 2)
 
     resumed = fresh_state(CONFIG, groups)
-    start = agree_on_start(CONFIG, tmp_path)
+    start = find_start(CONFIG, tmp_path)
     assert start is not None
     resume(resumed, *start, "data")
     assert resumed.step == 2

@@ -79,7 +79,7 @@ def test_the_launcher_passes_the_command_on_and_the_status_back(
     result = CliRunner().invoke(app, ["pretrain", config, "training.steps=9", "--run-dir", run_dir, "--local", "2"])
     assert result.exit_code == status
     assert started == [(2, ["pretrain", config, "training.steps=9", "--run-dir", run_dir])]
-    assert f"2 processes on this machine; memory tables: replicated; run folder {run_dir}" in result.output
+    assert "2 processes on this machine" in result.output
     assert ("ultramem monitor --run-dir" in result.output) is (words is not None)
     if words:
         assert words in result.output

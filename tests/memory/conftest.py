@@ -90,7 +90,7 @@ class Layers:
         variant = VARIANTS[config.memory.variant]
         place = LayerPlace(
             share=TokenShare(tp, sequence_parallel),
-            tp=tp,
+            device=torch.device("cpu"),
             dp_cp=alone,
             mem_dp=alone,
             dtype=parameter_dtype(config),

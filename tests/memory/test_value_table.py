@@ -21,7 +21,7 @@ def describe(name: PartitionName) -> dict[str, Any]:
 
     alone, _ = dist.new_subgroups(1)
     assert alone is not None and dist.group.WORLD is not None
-    table = ValueTable(PARTITIONS[name](SHAPE, Channel(dist.group.WORLD)), alone, torch.bfloat16)
+    table = ValueTable(PARTITIONS[name](SHAPE, Channel(dist.group.WORLD)), alone, torch.bfloat16, torch.device("cpu"))
     ((key, tensor),) = table.sharded_state_dict("memory.layers.0.table.").items()
     assert tensor.data is table.weight and tensor.key == key
     weight: Any = table.weight

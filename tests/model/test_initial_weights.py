@@ -25,7 +25,7 @@ LAYOUTS = [
     ),
 ]
 GATED = ("model.gated_mlp=true",)
-TIED = ("model.tie_embeddings=true", "model.embedding_init_std=0.02")
+TIED = ("model.tie_embeddings=true", "model.embedding_init_std=0.5")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from ultramem_megatron.monitor.memory_health import (
     mean_score,
     output_std,
     singular_value_ratio,
-    slot_usage_fraction,
     top1_score,
 )
 from ultramem_megatron.testing.distributed import run_distributed
@@ -26,10 +25,6 @@ def check_usage_of_a_group() -> None:
 
 def test_a_row_read_by_any_rank_of_a_group_counts() -> None:
     run_distributed(2, check_usage_of_a_group)
-
-
-def test_slot_usage_counts_each_row_once() -> None:
-    assert slot_usage_fraction(torch.tensor([[0, 3], [3, 3]], dtype=torch.int32), 8) == 0.25
 
 
 def test_slot_usage_grows_until_reset() -> None:

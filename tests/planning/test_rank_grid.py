@@ -15,7 +15,6 @@ def test_two_stages_of_four_ranks_in_pairs() -> None:
     assert grid.mem_dp == ((0, 2), (1, 3), (4, 6), (5, 7))
     assert grid.mem_pp == ((0, 1, 4, 5), (2, 3, 6, 7))
     assert (grid.data, grid.mem_dp_size) == (2, 2)
-    assert grid.mem_group_of(5) == (4, 5)
 
 
 @st.composite
@@ -48,7 +47,6 @@ def test_groups_cross_as_they_should(grid: RankGrid) -> None:
     assert _all_within(grid.mem_dp, grid.stages)
     assert _all_within(grid.mem, grid.mem_pp)
     for mem in grid.mem:
-        assert all(grid.mem_group_of(rank) == mem for rank in mem)
         assert all(len(set(mem) & set(replicas)) <= 1 for replicas in grid.mem_dp)
     for replicas in grid.mem_dp:
         assert len({rank % grid.memory_parallel_size for rank in replicas}) == 1

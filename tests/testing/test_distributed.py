@@ -179,7 +179,7 @@ def test_exit_handlers_of_the_parent_do_not_run_in_ranks(tmp_path: Path) -> None
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["rank", "rank", "exit handler"]
+    assert (done.stdout.count("rank"), done.stdout.count("exit handler")) == (2, 1)  # lines of ranks may mingle
     assert done.stderr == ""
 
 

@@ -29,9 +29,12 @@ def load_weights(folder: Path, chunks: Sequence[GPTModel]) -> None:
         chunk.load_state_dict(loaded["model"][f"chunk_{index}"])
 
 
-# sizes that make a tensor what it is; the layout, the schedule and the batch may change between runs
-_SHAPES = {
-    "model": ("layers", "hidden", "ffn_hidden", "heads", "vocab_size", "gated_mlp", "tie_embeddings"),
+# what makes a model the function that it is; the layout, the schedule and the batch may change between runs
+_IDENTITY = {
+    "model": (
+        *("layers", "hidden", "ffn_hidden", "heads", "vocab_size", "gated_mlp", "tie_embeddings"),
+        *("norm_epsilon", "rope_base"),
+    ),
     "memory": (
         *("spans", "keys_per_side", "heads", "heads_per_query", "key_dim", "value_dim", "tucker_rank"),
         *("cores", "expansion", "query_conv_kernel", "normalize_keys", "shuffle_seed"),
@@ -45,9 +48,9 @@ def check_same_model(folder: Path, manifest: Manifest, config: dict[str, Any]) -
     Raises:
         CheckpointError: Names the first setting that differs, with both values.
     """
-    compared = [("memory", "variant"), *(("model", name) for name in _SHAPES["model"])]
+    compared = [("memory", "variant"), *(("model", name) for name in _IDENTITY["model"])]
     if config["memory"]["variant"] != "none":
-        compared += [("memory", name) for name in _SHAPES["memory"]]
+        compared += [("memory", name) for name in _IDENTITY["memory"]]
     for section, name in compared:
         there, here = manifest.config.get(section, {}).get(name), config[section][name]
         if there != here:

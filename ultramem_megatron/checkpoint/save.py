@@ -39,11 +39,18 @@ def save_checkpoint(
     folder = root / f"{store.UNFINISHED}{store.step_folder(root, manifest.step).name}"
     _bring_results_home_without_a_server()
     dist_checkpointing.save(sharded_state(ddp, optimizer, loading=False), str(folder))
-    dist.barrier()
+    written: list[dict[str, int]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(written, _own_shards(folder))
     if first:
+        store.wait_until_visible(folder, {name: size for shards in written for name, size in shards.items()})
         store.finish(root, folder, manifest, keep)
     dist.barrier()
     return store.step_folder(root, manifest.step)
+
+
+def _own_shards(folder: Path) -> dict[str, int]:
+    """Size of each file that this rank wrote (dist_checkpointing names them ``__<rank>_<n>.distcp``)."""
+    return {path.name: path.stat().st_size for path in folder.glob(f"__{dist.get_rank()}_*")}
 
 
 def _bring_results_home_without_a_server() -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import time
 from pathlib import Path
 
 from ultramem_megatron.checkpoint.manifest import Manifest, list_files, read_manifest, sync_to_disk
@@ -11,6 +12,7 @@ logger = logging.getLogger(__name__)
 
 LATEST = "latest"
 UNFINISHED = ".unfinished-"
+VISIBLE_SECONDS = 60.0
 
 
 def step_folder(root: Path, step: int) -> Path:
@@ -36,6 +38,26 @@ def begin(root: Path, step: int) -> Path:
     return folder
 
 
+def wait_until_visible(folder: Path, written: dict[str, int]) -> None:
+    """Return when this machine sees every file with its size: a network file system may show them late.
+
+    Args:
+        folder: What ``begin`` gave.
+        written: Size of each shard, as the rank that wrote it reports.
+
+    Raises:
+        CheckpointError: A file is not there after ``VISIBLE_SECONDS``.
+    """
+    deadline = time.monotonic() + VISIBLE_SECONDS
+    while missing := [name for name, size in written.items() if list_files(folder).get(name) != size]:
+        if time.monotonic() > deadline:
+            raise CheckpointError(
+                f"checkpoint {folder}: {missing[0]} was written, but rank 0 does not see it whole after "
+                f"{VISIBLE_SECONDS:g} s; the run folder must be one that all machines share"
+            )
+        time.sleep(0.5)
+
+
 def finish(root: Path, folder: Path, manifest: Manifest, keep: int) -> Path:
     """Make a written folder the newest checkpoint: durable first, then visible, then older ones go. For one process.
 
@@ -55,11 +77,26 @@ def finish(root: Path, folder: Path, manifest: Manifest, keep: int) -> Path:
         shutil.rmtree(target)
     folder.rename(target)
     _point_latest(root, target)
-    # newer ones are damaged, or the run would have gone on from there: they must not push out good ones
-    not_newer = [finished for finished in checkpoint_folders(root) if finished.name <= target.name]
-    for old in not_newer[keep:]:
-        shutil.rmtree(old)
+    _remove_old(root, keep)
     return target
+
+
+def _remove_old(root: Path, keep: int) -> None:
+    """Leave the newest ``keep`` good ones; a damaged one counts for nothing, and goes when it is older than they."""
+    good = 0
+    for folder in checkpoint_folders(root):
+        if good >= keep:
+            shutil.rmtree(folder)
+        elif _is_good(folder):
+            good += 1
+
+
+def _is_good(folder: Path) -> bool:
+    try:
+        read_manifest(folder)
+    except CheckpointError:
+        return False
+    return True
 
 
 def find_newest(root: Path) -> tuple[Path, Manifest] | None:

@@ -25,8 +25,12 @@ class ParallelismConfig:
     expert: int = 1
     """Expert-parallel ranks; 1 until a model has experts."""
 
+    timeout_seconds: float = 1800.0
+    """How long a rank waits for the others in a collective; long enough for what rank 0 does alone, such as the index
+    of a large corpus."""
+
     def __post_init__(self) -> None:
-        for name in ("tensor", "pipeline", "virtual_pipeline", "expert"):
+        for name in ("tensor", "pipeline", "virtual_pipeline", "expert", "timeout_seconds"):
             require_positive(f"parallelism.{name}", getattr(self, name))
         if self.expert != 1:
             raise ConfigError(

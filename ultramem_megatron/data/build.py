@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from ultramem_megatron.data.encode import EncodedChunk, Encoder
-from ultramem_megatron.data.files import INDEX_CACHE, sha256_of
+from ultramem_megatron.data.index_cache import INDEX_CACHE
 from ultramem_megatron.data.jsonl import Split, find_jsonl, index_lines
 from ultramem_megatron.data.progress import Progress, silent
 from ultramem_megatron.data.record import (
@@ -21,6 +21,7 @@ from ultramem_megatron.data.record import (
     write_record,
 )
 from ultramem_megatron.data.tokenizer import TOKENIZER_FILE
+from ultramem_megatron.files import sha256_of
 
 
 def build(

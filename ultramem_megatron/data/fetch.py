@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ultramem_megatron.data.corpora.text import split_blocks
-from ultramem_megatron.data.files import sha256_of, write_json
 from ultramem_megatron.data.packages import download, unpack
 from ultramem_megatron.data.progress import Progress, silent
 from ultramem_megatron.data.sources import Source
 from ultramem_megatron.errors import DataError
+from ultramem_megatron.files import sha256_of, write_json
 
 MANIFEST = "manifest.json"
 

@@ -13,6 +13,9 @@ from ultramem_megatron.errors import DataError
 
 logger = logging.getLogger(__name__)
 
+INDEX_CACHE = "index_cache"
+"""Folder of a data folder that holds sample indices; made and used by training."""
+
 
 class IndexCache:
     """The stored epochs of one split of one source.

@@ -7,8 +7,7 @@ from pathlib import Path
 import torch.distributed as dist
 from torch import Tensor
 
-from ultramem_megatron.data.files import INDEX_CACHE
-from ultramem_megatron.data.index_cache import IndexCache
+from ultramem_megatron.data.index_cache import INDEX_CACHE, IndexCache
 from ultramem_megatron.data.indexed import PairInfo
 from ultramem_megatron.data.mcore import GPTEpoch, open_documents
 from ultramem_megatron.data.token_source import TokenSource

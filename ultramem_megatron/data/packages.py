@@ -10,9 +10,9 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ultramem_megatron.data.files import sha256_of
 from ultramem_megatron.data.sources import Client, Source
 from ultramem_megatron.errors import DataError
+from ultramem_megatron.files import sha256_of
 
 _TIMEOUT_SECONDS = 600
 

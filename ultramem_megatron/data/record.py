@@ -5,8 +5,8 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ultramem_megatron.data.files import write_json
 from ultramem_megatron.errors import DataError
+from ultramem_megatron.files import write_json
 
 RECORD_FILE = "dataset.json"
 FORMAT = 1

@@ -7,11 +7,11 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from ultramem_megatron.data.files import sha256_of, write_text
 from ultramem_megatron.data.jsonl import find_jsonl, index_lines, read_texts
 from ultramem_megatron.data.progress import Progress, silent
 from ultramem_megatron.data.record import FolderRecord, TokenizerRecord, read_record, write_record
 from ultramem_megatron.errors import DataError
+from ultramem_megatron.files import sha256_of, write_text
 
 END_OF_DOCUMENT = "<|endoftext|>"
 TOKENIZER_FILE = "tokenizer.json"

@@ -24,8 +24,8 @@ from ultramem_megatron.parallel.partition.base import Picks
 class LayerPlace:
     """What a memory layer must know of the run around it."""
 
+    device: torch.device
     share: TokenShare
-    tp: dist.ProcessGroup
     dp_cp: dist.ProcessGroup
     mem_dp: dist.ProcessGroup
     dtype: torch.dtype
@@ -120,6 +120,6 @@ class MemoryLayer(nn.Module):
         state = self.state_dict(prefix="", keep_vars=True)
         dense = {name: value for name, value in state.items() if not name.startswith("table.")}
         sharded = make_sharded_tensors_for_checkpoint(
-            dense, prefix, sharded_offsets=sharded_offsets, tp_group=self.place.tp, dp_cp_group=self.place.dp_cp
+            dense, prefix, sharded_offsets=sharded_offsets, tp_group=self.place.share.tp, dp_cp_group=self.place.dp_cp
         )
         return {**sharded, **self.table.sharded_state_dict(f"{prefix}table.", sharded_offsets, metadata)}

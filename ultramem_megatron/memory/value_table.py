@@ -18,12 +18,14 @@ class ValueTable(nn.Module):
     optimizers has the same shape in every layout and a checkpoint loads under any other.
     """
 
-    def __init__(self, partition: ValuePartition, mem_dp: dist.ProcessGroup, dtype: torch.dtype) -> None:
+    def __init__(
+        self, partition: ValuePartition, mem_dp: dist.ProcessGroup, dtype: torch.dtype, device: torch.device
+    ) -> None:
         super().__init__()
         self.partition = partition
         self.mem_dp = mem_dp
         self.shard = partition.shard(partition.channel.rank)
-        self.weight = nn.Parameter(torch.empty(self.shard.shape, dtype=dtype))
+        self.weight = nn.Parameter(torch.empty(self.shard.shape, dtype=dtype, device=device))
         self.weight.allreduce = False  # type: ignore[attr-defined]
         # every rank's shard is its own: count it in the gradient norm on all tensor-parallel ranks
         self.weight.tensor_model_parallel = True  # type: ignore[attr-defined]

@@ -88,8 +88,8 @@ def _build_memory_layer(config: RunConfig, plan: Plan, groups: Groups, index: in
     partition = PARTITIONS[placement.partition](variant.table_shape(config), Channel(groups.mem))
     micro_batches = config.training.global_batch_size // (config.training.micro_batch_size * groups.data_ranks)
     place = LayerPlace(
+        device=groups.device,
         share=TokenShare(groups.tp, config.parallelism.sequence),
-        tp=groups.tp,
         dp_cp=groups.dp_cp,
         mem_dp=groups.mem_dp,
         dtype=parameter_dtype(config),

@@ -69,7 +69,8 @@ def _rules(chunk: nn.Module, model: ModelConfig) -> Iterator[tuple[nn.Parameter,
             continue
         if parameter.dim() == 1:
             yield parameter, constant(1.0)
-        elif name.startswith("embedding."):
+        elif name.startswith("embedding.") or (model.tie_embeddings and name.startswith("output_layer.")):
+            # tied, the last pipeline stage holds a copy of the embedding under the output layer's name
             yield parameter, normal(model.embedding_init_std)
         elif name.endswith(("linear_proj.weight", "linear_fc2.weight")):
             yield parameter, normal(residual_std)

@@ -36,13 +36,6 @@ class SlotUsage:
         self._was_read_N.zero_()
 
 
-def slot_usage_fraction(rows: Tensor, num_rows: int) -> Tensor:
-    """Share of ``num_rows`` physical rows that occur in ``rows`` (integers of any shape in ``[0, N)``), fp32."""
-    usage = SlotUsage(num_rows, rows.device)
-    usage.update(rows)
-    return usage.fraction()
-
-
 def top1_score(scores: Tensor) -> Tensor:
     """Highest score of the slots of a token, averaged over everything else, fp32.
 

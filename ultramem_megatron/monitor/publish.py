@@ -15,11 +15,6 @@ class Publisher:
     def __init__(self, sinks: Sequence[MetricSink] = ()) -> None:
         self._sinks = tuple(sinks)
 
-    @property
-    def reports(self) -> bool:
-        """Whether anything is done with what is published here."""
-        return bool(self._sinks)
-
     def publish(self, step: int, values: Mapping[str, float]) -> None:
         """Write the numbers of ``step`` (from 1, rising), by full name. Validation may follow in a second call."""
         plain = {name: float(value) for name, value in values.items()}

@@ -35,5 +35,9 @@ def _sum_memory_gradients(chunk: nn.Module, tp: dist.ProcessGroup) -> None:
         for parameter in module.parameters()
         if getattr(parameter, "sequence_parallel", False)
     ]
-    for gradient in gradients:
-        dist.all_reduce(gradient, group=tp)
+    if not gradients:
+        return
+    summed = torch.cat([gradient.flatten() for gradient in gradients])  # one message, not seven
+    dist.all_reduce(summed, group=tp)
+    for gradient, part in zip(gradients, summed.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))

@@ -55,11 +55,6 @@ class Accelerators:
         return Adam.APEX if self.apex.usable else Adam.TORCH
 
     @property
-    def kernels(self) -> str:
-        """``triton`` or ``reference`` (PyTorch)."""
-        return "triton" if self.cuda.usable and self.triton.usable else "reference"
-
-    @property
     def backend(self) -> str:
         """The backend of torch.distributed."""
         return "nccl" if self.cuda.usable else "gloo"

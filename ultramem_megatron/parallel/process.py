@@ -2,11 +2,14 @@
 
 import datetime
 import os
+import sys
 import warnings
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+
+from ultramem_megatron.errors import LaunchError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,6 +26,9 @@ class ProcessPlace:
 
 def start_process(place: ProcessPlace, *, timeout_seconds: float = 600.0) -> torch.device:
     """Choose the device, make megatron-core usable on it, and meet the other ranks.
+
+    Raises:
+        LaunchError: There are fewer GPUs than processes.
 
     Returns:
         The device: ``cuda:<local rank>`` where CUDA exists, else ``cpu``.
@@ -44,8 +50,14 @@ def start_process(place: ProcessPlace, *, timeout_seconds: float = 600.0) -> tor
 
 
 def _use_cuda(place: ProcessPlace) -> torch.device:
-    # a scheduler may show each process only its own GPU
-    device = torch.device("cuda", place.local_rank if torch.cuda.device_count() > 1 else 0)
+    # a scheduler may show each process only its own GPU; --local shows all of them to each
+    seen, needed = torch.cuda.device_count(), place.local_world_size
+    if seen < needed and (seen > 1 or place.rendezvous.startswith("file://")):
+        raise LaunchError(
+            f"{needed} processes on this machine need a GPU each, but torch sees {seen}; start {seen}, or train on the "
+            "CPU with CUDA_VISIBLE_DEVICES= before the command"
+        )
+    device = torch.device("cuda", place.local_rank if seen > 1 else 0)
     torch.cuda.set_device(device)
     # fp32 means fp32: parity with the CPU is what it is for
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -56,9 +68,11 @@ def _use_cpu(place: ProcessPlace) -> torch.device:
     from ultramem_megatron.parallel import cpu_seam  # never loaded on a CUDA machine
 
     torch.set_num_threads(max(1, _usable_cores() // place.local_world_size))
+    if place.local_world_size == place.world_size and sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: nothing listens beyond it
     cpu_seam.install()
     return torch.device("cpu")
 
 
 def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

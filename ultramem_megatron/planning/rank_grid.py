@@ -42,11 +42,6 @@ class RankGrid:
         """Copies of each table."""
         return len(self.mem_dp[0])
 
-    def mem_group_of(self, rank: int) -> tuple[int, ...]:
-        """The ``mem`` group that ``rank`` is in."""
-        assert 0 <= rank < self.world_size, f"rank {rank} of {self.world_size}"
-        return self.mem[rank // self.memory_parallel_size]
-
 
 def build_rank_grid(*, world_size: int, tensor: int, pipeline: int, memory_parallel_size: int) -> RankGrid:
     """Lay out ``world_size`` ranks.

@@ -98,9 +98,10 @@ def _train(config: RunConfig, load: Path | None, save: Path | None) -> Curve:
     from ultramem_megatron.data.batch import BatchSampler
     from ultramem_megatron.data.dataset import open_training_data
     from ultramem_megatron.parallel import cpu_seam, mcore_repairs
+    from ultramem_megatron.parallel.agree import on_first_rank
     from ultramem_megatron.planning.choose import choose_plan
     from ultramem_megatron.planning.cluster import local_cluster
-    from ultramem_megatron.training.checkpointing import SaveCheckpoints, agree_on_start, resume
+    from ultramem_megatron.training.checkpointing import SaveCheckpoints, find_start, resume
     from ultramem_megatron.training.setup import build_run_groups, build_train_state
     from ultramem_megatron.training.step import train_step
 
@@ -110,7 +111,7 @@ def _train(config: RunConfig, load: Path | None, save: Path | None) -> Curve:
     plan = choose_plan(config, local_cluster(dist.get_world_size()))
     groups = build_run_groups(config, plan, torch.device("cpu"))
     state = build_train_state(config, plan, groups)
-    start = agree_on_start(config, load) if load is not None else None
+    start = on_first_rank(lambda: find_start(config, load)) if load is not None else None
     if start is not None:
         resume(state, *start, data.fingerprint)
     training = config.training

@@ -11,7 +11,7 @@ from ultramem_megatron.checkpoint.save import package_versions, save_checkpoint
 from ultramem_megatron.checkpoint.store import find_newest
 from ultramem_megatron.config.load import to_plain
 from ultramem_megatron.config.run import RunConfig
-from ultramem_megatron.errors import CheckpointError, UltraMemError
+from ultramem_megatron.errors import CheckpointError
 from ultramem_megatron.training.hooks import Hook
 from ultramem_megatron.training.state import StepResult, TrainState
 
@@ -69,27 +69,14 @@ def find_start(config: RunConfig, root: Path) -> tuple[Path, Manifest] | None:
     return found
 
 
-def agree_on_start(config: RunConfig, root: Path) -> tuple[Path, Manifest] | None:
-    """``find_start`` on one rank, for all: ranks must not choose for themselves. Collective over the world."""
-    answer: list[object] = [None]
-    if dist.get_rank() == 0:
-        try:
-            answer = [find_start(config, root)]
-        except UltraMemError as error:
-            answer = [error]
-    dist.broadcast_object_list(answer)
-    if isinstance(answer[0], UltraMemError):
-        raise answer[0]
-    return answer[0]  # type: ignore[return-value]
-
-
 def resume(state: TrainState, folder: Path, manifest: Manifest, data_fingerprint: str) -> None:
     """Put the run where the checkpoint left it. Collective over the world."""
-    if manifest.data_fingerprint != data_fingerprint:
+    if manifest.data_fingerprint != data_fingerprint and dist.get_rank() == 0:
         logger.warning(
-            "%s was trained on other data or another order; samples before step %d may come again",
+            "%s was trained on other data, or in another order; this run reads on from sample %d of its own",
             folder,
-            manifest.step,
+            manifest.consumed_samples,
         )
     load_checkpoint(folder, state.ddp, state.optimizer)
     state.step = manifest.step
+    state.consumed_samples, state.consumed_tokens = manifest.consumed_samples, manifest.consumed_tokens

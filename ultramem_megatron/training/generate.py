@@ -18,8 +18,11 @@ from ultramem_megatron.errors import CheckpointError
 from ultramem_megatron.model.build import UltraMemModel, build_model_chunks
 from ultramem_megatron.model.transformer_config import transformer_config
 from ultramem_megatron.planning.choose import choose_plan
-from ultramem_megatron.planning.cluster import local_cluster
+from ultramem_megatron.planning.cluster import ClusterSpec
 from ultramem_megatron.training.setup import build_run_groups
+
+BOUNDLESS = ClusterSpec(name="one process", nodes=1, gpus_per_node=1, memory_bytes=2**62)
+"""A plan is reckoned for training; weights alone need a fraction, and what does not fit says so itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ def open_trained_model(run_dir: Path, device: torch.device) -> TrainedModel:
     found = find_newest(run_dir / "checkpoints")
     if found is None:
         raise CheckpointError(f"run {run_dir} has no checkpoint yet; train it with `ultramem pretrain`")
-    plan = choose_plan(config, local_cluster(1))
+    plan = choose_plan(config, BOUNDLESS)
     groups = build_run_groups(config, plan, device)
     chunks = build_model_chunks(config, plan, groups, transformer_config(config))
     load_weights(found[0], chunks)

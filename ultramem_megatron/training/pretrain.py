@@ -10,9 +10,11 @@ from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.data.batch import BatchSampler
 from ultramem_megatron.data.dataset import open_training_data, open_validation_data
 from ultramem_megatron.data.token_source import TokenSource
+from ultramem_megatron.files import write_text
 from ultramem_megatron.monitor.publish import Publisher, open_publisher
+from ultramem_megatron.parallel.agree import on_first_rank
 from ultramem_megatron.planning.plan import Plan
-from ultramem_megatron.training.checkpointing import SaveCheckpoints, agree_on_start, resume
+from ultramem_megatron.training.checkpointing import SaveCheckpoints, find_start, resume
 from ultramem_megatron.training.hooks import Hook
 from ultramem_megatron.training.loop import Outcome, run_loop
 from ultramem_megatron.training.reporting import ReportMemory, ReportSteps
@@ -27,13 +29,14 @@ CHECKPOINTS = "checkpoints"
 def pretrain(config: RunConfig, plan: Plan, run_dir: Path, device: torch.device) -> Outcome:
     """Train to ``training.steps`` from the newest checkpoint in ``run_dir``, or from scratch.
 
-    Collective over the world. Nothing is written before data, checkpoint and model were found in order.
+    Collective over the world. Nothing is written to the run folder before
+    checkpoint, data and model were found in order.
     """
     stop = StopRequest()
     stop.listen()
+    start = on_first_rank(lambda: find_start(config, run_dir / CHECKPOINTS))
     training_data = open_training_data(config)
     validation_data = open_validation_data(config) if config.training.eval_interval else {}
-    start = agree_on_start(config, run_dir / CHECKPOINTS)
     groups = build_run_groups(config, plan, device)
     state = build_train_state(config, plan, groups)
     if start is not None:
@@ -50,7 +53,7 @@ def write_run_files(config: RunConfig, plan: Plan, run_dir: Path) -> None:
     """``config.yaml`` and ``plan.json``, on one rank. Collective over the world."""
     if dist.get_rank() == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "config.yaml").write_text(to_yaml(config))
+        write_text(run_dir / "config.yaml", to_yaml(config))
         plan.save(run_dir / "plan.json")
     dist.barrier()
 

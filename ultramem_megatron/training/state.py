@@ -28,15 +28,16 @@ class TrainState:
     step: int = 0
     """Optimizer steps done."""
 
-    @property
-    def consumed_samples(self) -> int:
-        """Samples that the steps so far have read."""
-        return self.step * self.config.training.global_batch_size
+    consumed_samples: int = 0
+    """Samples that the steps so far have read; the next step begins here, whatever its batch size."""
+    consumed_tokens: int = 0
+    """Tokens that the steps so far have read."""
 
-    @property
-    def consumed_tokens(self) -> int:
-        """Tokens that the steps so far have read."""
-        return self.consumed_samples * self.config.model.seq_length
+    def advance(self) -> None:
+        """One more step is done."""
+        self.step += 1
+        self.consumed_samples += self.config.training.global_batch_size
+        self.consumed_tokens += self.config.training.global_batch_size * self.config.model.seq_length
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

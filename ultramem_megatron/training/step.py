@@ -9,7 +9,7 @@ def train_step(state: TrainState, micro_batches: list[Batch]) -> StepResult:
     """Forward, backward, reduce, clip, update. Collective over the world.
 
     Args:
-        state: The run; ``state.step`` rises by one.
+        state: The run; goes on by one step.
         micro_batches: This rank's share of the next global batch.
     """
     step = state.step + 1
@@ -22,7 +22,7 @@ def train_step(state: TrainState, micro_batches: list[Batch]) -> StepResult:
     state.optimizer.zero_grad()
     loss = run_micro_batches(state, micro_batches, forward_only=False)
     _, gradient_norm, _ = state.optimizer.step()
-    state.step = step
+    state.advance()
     return StepResult(
         step=step,
         loss=loss,

@@ -16,13 +16,16 @@ def generate(
 
     Example: ultramem generate --run-dir runs/first --prompt "The capital of France"
     """
-    from ultramem_launch.place import find_place
+    from ultramem_launch.place import find_place, refuse_several
     from ultramem_megatron.parallel.accelerators import refuse_wrong_apex
     from ultramem_megatron.parallel.process import start_process
 
+    refuse_several("generate")
     refuse_wrong_apex()
     device = start_process(find_place())
+    from ultramem_megatron.parallel.groups import destroy_groups
     from ultramem_megatron.training.generate import open_trained_model
 
     model = open_trained_model(run_dir, device)
     typer.echo(prompt + model.continue_text(prompt, tokens=tokens, temperature=temperature, seed=seed))
+    destroy_groups()

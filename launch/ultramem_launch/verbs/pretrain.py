@@ -23,17 +23,15 @@ def pretrain(
     """
     from ultramem_launch.local import run_local_processes
     from ultramem_launch.place import is_one_of_several, refuse_nested_launch
-    from ultramem_launch.pretrain import make_plan, run_rank
-    from ultramem_megatron.planning.cluster import local_cluster
+    from ultramem_launch.pretrain import check_run, run_rank
 
     if local:
         refuse_nested_launch(local)
     settings = load_config(config, overrides or [])
     if is_one_of_several() or not local:
         sys.exit(run_rank(settings, run_dir))
-    plan = make_plan(settings, run_dir, local_cluster(local))
-    tables = plan.chosen.label if plan.chosen else "none"
-    typer.echo(f"{local} processes on this machine; memory tables: {tables}; run folder {run_dir}")
+    check_run(settings, run_dir, local)
+    typer.echo(f"{local} processes on this machine")
     status = run_local_processes(local, ["pretrain", config, *(overrides or []), "--run-dir", str(run_dir)])
     if status in (exit_codes.FINISHED, exit_codes.STOPPED):
         _say_where(run_dir, status)

@@ -29,7 +29,7 @@ def build(config: RunConfig, place: LayerPlace, partition: ValuePartition) -> Me
             hidden, memory.heads, memory.keys_per_side, memory.key_dim, memory.top_m, place.dtype
         ),
         addresses=PlainSlots(),
-        table=ValueTable(partition, place.mem_dp, place.dtype),
+        table=ValueTable(partition, place.mem_dp, place.dtype, place.device),
         projection=OutputProjection(memory.value_dim, hidden, place.dtype) if projected else None,
         auxiliary=(0.0, 0.0),
         rules=_rules(config, projected),

@@ -40,7 +40,7 @@ def build(config: RunConfig, place: LayerPlace, partition: ValuePartition) -> Me
         place=place,
         retrieval=retrieval,
         addresses=SlotShuffle(memory.grid_side, memory.num_rows, memory.shuffle_seed),
-        table=ValueTable(partition, place.mem_dp, place.dtype),
+        table=ValueTable(partition, place.mem_dp, place.dtype, place.device),
         projection=OutputProjection(memory.expansion * memory.value_dim, hidden, place.dtype),
         auxiliary=(memory.auxiliary_weight, memory.auxiliary_margin),
         rules=_rules(config),

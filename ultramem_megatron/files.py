@@ -6,9 +6,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-INDEX_CACHE = "index_cache"
-"""Folder of a data folder that holds sample indices; made and used by training."""
-
 
 def sha256_of(path: Path) -> str:
     """Hex digest of a file's content."""
