@@ -191,7 +191,7 @@ def test_ranks_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
             from ultramem_megatron.testing.distributed import run_distributed
 
             def tell_and_sleep():
-                print(os.getpid(), flush=True)
+                os.write(1, f"{os.getpid()}\\n".encode())  # in one piece: ranks share the pipe
                 time.sleep(600)
 
             run_distributed(2, tell_and_sleep)
