@@ -45,8 +45,11 @@ def run_local_processes(num_processes: int, arguments: Sequence[str]) -> int:
         raise LaunchError(f"--local {num_processes} must be at least 1")
     with tempfile.TemporaryDirectory(prefix="ultramem-") as folder:
         ranks = [_start_rank(rank, num_processes, arguments, Path(folder)) for rank in range(num_processes)]
-        _hand_on_signals(ranks)
+        asked = _hand_on_signals(ranks)
         status = _wait_for_all(ranks)
+        if status - 128 in asked & {signal.SIGTERM, signal.SIGUSR1}:
+            # before training it ends a rank at once: nothing was done yet, and to start again is the answer
+            status = exit_codes.STOPPED
         for error in sorted(Path(folder).glob("error-*"))[:1]:
             print(error.read_text(), end="", file=sys.stderr)
         return status
@@ -75,14 +78,19 @@ def _die_with_parent(parent: int) -> None:
             os._exit(1)
 
 
-def _hand_on_signals(ranks: "list[subprocess.Popen[bytes]]") -> None:
+def _hand_on_signals(ranks: "list[subprocess.Popen[bytes]]") -> set[int]:
+    """Returns the signals handed on so far; the set grows."""
+    asked: set[int] = set()
+
     def hand_on(number: int, frame: object) -> None:
+        asked.add(number)
         for rank in ranks:
             if rank.poll() is None:
                 rank.send_signal(number)
 
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, hand_on)
+    return asked
 
 
 def _wait_for_all(ranks: "list[subprocess.Popen[bytes]]") -> int:

@@ -182,3 +182,11 @@ time.sleep(60)
 def test_at_least_one_process(number: int) -> None:
     with pytest.raises(LaunchError, match=rf"^--local {number} must be at least 1$"):
         run_local_processes(number, [])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_stop_before_the_ranks_listen_is_no_failure(launch: Launch, tmp_path: Path, number: signal.Signals) -> None:
+    process = launch("Path(f'up-{rank}').touch()\ntime.sleep(60)\n", 2, "pretrain")
+    wait_for(lambda: all((tmp_path / "work" / f"up-{rank}").exists() for rank in range(2)))
+    process.send_signal(number)
+    assert finish(process)[0] == 75
