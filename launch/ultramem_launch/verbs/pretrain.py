@@ -31,7 +31,7 @@ def pretrain(
     if is_one_of_several() or not local:
         sys.exit(run_rank(settings, run_dir))
     check_run(settings, run_dir, local)
-    typer.echo(f"{local} processes on this machine")
+    typer.echo(f"{local} {'process' if local == 1 else 'processes'} on this machine")
     status = run_local_processes(local, ["pretrain", config, *(overrides or []), "--run-dir", str(run_dir)])
     if status in (exit_codes.FINISHED, exit_codes.STOPPED):
         _say_where(run_dir, status)
