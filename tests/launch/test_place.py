@@ -91,4 +91,6 @@ def test_no_launcher_inside_a_launcher(environment: dict[str, str]) -> None:
 
 
 def test_outside_of_a_launcher_processes_may_be_started() -> None:
-    refuse_nested_launch(4, {"HOME": "/root"})
+    outside = {"HOME": "/root"}
+    refuse_nested_launch(4, outside)  # raises nothing
+    assert not is_one_of_several(outside)

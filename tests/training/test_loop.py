@@ -102,7 +102,8 @@ def test_a_failed_step_is_not_an_exit(pages: list[str], monkeypatch: pytest.Monk
 
 
 def test_a_hook_does_nothing_by_itself() -> None:
-    hook = Hook()
-    hook.before_step(at(0, 1))
-    hook.after_step(at(1, 1), SimpleNamespace(step=1))  # type: ignore[arg-type]
-    hook.on_exit(at(1, 1))
+    hook, before, after = Hook(), at(0, 1), at(1, 1)
+    hook.before_step(before)
+    hook.after_step(after, SimpleNamespace(step=1))  # type: ignore[arg-type]
+    hook.on_exit(after)
+    assert (before, after) == (at(0, 1), at(1, 1))
