@@ -36,7 +36,7 @@ def save_checkpoint(
     if first:
         store.begin(root, manifest.step)
     dist.barrier()
-    folder = root / f"{store.UNFINISHED}{store.step_folder(root, manifest.step).name}"
+    folder = store.unfinished_folder(root, manifest.step)
     _bring_results_home_without_a_server()
     dist_checkpointing.save(sharded_state(ddp, optimizer, loading=False), str(folder))
     written: list[dict[str, int]] = [{} for _ in range(dist.get_world_size())]

@@ -20,6 +20,11 @@ def step_folder(root: Path, step: int) -> Path:
     return root / f"step_{step:08d}"
 
 
+def unfinished_folder(root: Path, step: int) -> Path:
+    """Where it is written before it is whole."""
+    return root / f"{UNFINISHED}{step_folder(root, step).name}"
+
+
 def checkpoint_folders(root: Path) -> list[Path]:
     """All finished ones, newest first."""
     return sorted(root.glob("step_*"), reverse=True) if root.is_dir() else []
@@ -33,7 +38,7 @@ def begin(root: Path, step: int) -> Path:
             shutil.rmtree(leftover)
         else:  # a pointer that was written but not yet put in its place
             leftover.unlink()
-    folder = root / f"{UNFINISHED}{step_folder(root, step).name}"
+    folder = unfinished_folder(root, step)
     folder.mkdir()
     return folder
 

@@ -83,7 +83,7 @@ class RunConfig:
                 f"training.micro_batch_size = {self.training.micro_batch_size} times {data_ranks} data-parallel "
                 f"ranks = {per_pass}; near it these are: {', '.join(map(str, nearest))}"
             )
-        micro_batches = self.training.global_batch_size // per_pass
+        micro_batches = self.training.micro_batches(data_ranks)
         if self.parallelism.virtual_pipeline > 1 and micro_batches % self.parallelism.pipeline:
             raise ConfigError(
                 f"{micro_batches} micro-batches must be a multiple of parallelism.pipeline = "

@@ -45,6 +45,10 @@ class TrainingConfig:
     stop_after: int = 0
     """Save and end after this step as if asked by a signal, the schedule unchanged; 0 for never."""
 
+    def micro_batches(self, data_ranks: int) -> int:
+        """Forward passes of one data-parallel rank in an optimizer step."""
+        return self.global_batch_size // (self.micro_batch_size * data_ranks)
+
     def __post_init__(self) -> None:
         for name in ("steps", "global_batch_size", "micro_batch_size", "eval_batches"):
             require_positive(f"training.{name}", getattr(self, name))

@@ -86,7 +86,7 @@ def _build_memory_layer(config: RunConfig, plan: Plan, groups: Groups, index: in
     variant = VARIANTS[config.memory.variant]
     placement = plan.placements[index]
     partition = PARTITIONS[placement.partition](variant.table_shape(config), Channel(groups.mem))
-    micro_batches = config.training.global_batch_size // (config.training.micro_batch_size * groups.data_ranks)
+    micro_batches = config.training.micro_batches(groups.data_ranks)
     place = LayerPlace(
         device=groups.device,
         share=TokenShare(groups.tp, config.parallelism.sequence),

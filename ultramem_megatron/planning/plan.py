@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ultramem_megatron.config.memory import PartitionName, VariantName
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.errors import PlanError
+from ultramem_megatron.files import write_text
 
 PLAN_VERSION: Final = 1
 
@@ -206,8 +207,7 @@ class Plan(_Record):
 
     def save(self, path: Path) -> None:
         """Write the document; the folder is made when missing."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.to_json() + "\n")
+        write_text(path, self.to_json() + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "Plan":

@@ -52,7 +52,7 @@ def workload_of(config: RunConfig, world_size: int) -> Workload:
         world_size=world_size,
         data_ranks=data_ranks,
         stage_ranks=world_size // parallelism.pipeline,
-        micro_batches=training.global_batch_size // (data_ranks * training.micro_batch_size),
+        micro_batches=training.micro_batches(data_ranks),
         micro_batch_tokens=tokens,
         tables_of_stage=_tables_of_stage(config),
         element_bytes=element_bytes,

@@ -95,7 +95,6 @@ def _train(config: RunConfig, load: Path | None, save: Path | None) -> Curve:
     # imported here: the parent decides whether megatron-core is loaded before it forks
     import torch.distributed as dist
 
-    from ultramem_megatron.data.batch import BatchSampler
     from ultramem_megatron.data.dataset import open_training_data
     from ultramem_megatron.parallel import cpu_seam, mcore_repairs
     from ultramem_megatron.parallel.agree import on_first_rank
@@ -114,18 +113,8 @@ def _train(config: RunConfig, load: Path | None, save: Path | None) -> Curve:
     start = on_first_rank(lambda: find_start(config, load)) if load is not None else None
     if start is not None:
         resume(state, *start, data.fingerprint)
-    training = config.training
-    batches = iter(
-        BatchSampler(
-            data,
-            global_batch_size=training.global_batch_size,
-            micro_batch_size=training.micro_batch_size,
-            dp_rank=groups.data_rank,
-            dp_size=groups.data_ranks,
-            consumed_samples=state.consumed_samples,
-        )
-    )
-    last = training.stop_after or training.steps
+    batches = state.batches(data, state.consumed_samples)
+    last = config.training.stop_after or config.training.steps
     results = [train_step(state, next(batches)) for _ in range(state.step, last)]
     if save is not None:
         SaveCheckpoints(save, data.fingerprint, saved_step=0).on_exit(state)

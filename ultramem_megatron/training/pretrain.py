@@ -7,7 +7,6 @@ import torch.distributed as dist
 
 from ultramem_megatron.config.load import to_yaml
 from ultramem_megatron.config.run import RunConfig
-from ultramem_megatron.data.batch import BatchSampler
 from ultramem_megatron.data.dataset import open_training_data, open_validation_data
 from ultramem_megatron.data.token_source import TokenSource
 from ultramem_megatron.files import write_text
@@ -46,7 +45,7 @@ def pretrain(config: RunConfig, plan: Plan, run_dir: Path, device: torch.device)
     write_run_files(config, plan, run_dir)
     with _open_publisher(config, plan, run_dir, state) as publisher:
         hooks = _hooks(publisher, state, run_dir, training_data, validation_data)
-        return run_loop(state, iter(_batches(state, training_data)), hooks, stop)
+        return run_loop(state, state.batches(training_data, state.consumed_samples), hooks, stop)
 
 
 def write_run_files(config: RunConfig, plan: Plan, run_dir: Path) -> None:
@@ -56,18 +55,6 @@ def write_run_files(config: RunConfig, plan: Plan, run_dir: Path) -> None:
         write_text(run_dir / "config.yaml", to_yaml(config))
         plan.save(run_dir / "plan.json")
     dist.barrier()
-
-
-def _batches(state: TrainState, source: TokenSource) -> BatchSampler:
-    training, groups = state.config.training, state.groups
-    return BatchSampler(
-        source,
-        global_batch_size=training.global_batch_size,
-        micro_batch_size=training.micro_batch_size,
-        dp_rank=groups.data_rank,
-        dp_size=groups.data_ranks,
-        consumed_samples=state.consumed_samples,
-    )
 
 
 def _hooks(

@@ -1,11 +1,14 @@
 """Everything that a running training job holds."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import ChainedOptimizer
 
 from ultramem_megatron.config.run import RunConfig
+from ultramem_megatron.data.batch import Batch, BatchSampler
+from ultramem_megatron.data.token_source import TokenSource
 from ultramem_megatron.model.build import UltraMemModel
 from ultramem_megatron.optim.schedule import RateSchedule
 from ultramem_megatron.parallel.groups import Groups
@@ -32,6 +35,19 @@ class TrainState:
     """Samples that the steps so far have read; the next step begins here, whatever its batch size."""
     consumed_tokens: int = 0
     """Tokens that the steps so far have read."""
+
+    def batches(self, source: TokenSource, start: int = 0) -> Iterator[list[Batch]]:
+        """This rank's micro-batches of each global batch of ``source``, without end, from sample ``start`` on."""
+        training, groups = self.config.training, self.groups
+        sampler = BatchSampler(
+            source,
+            global_batch_size=training.global_batch_size,
+            micro_batch_size=training.micro_batch_size,
+            dp_rank=groups.data_rank,
+            dp_size=groups.data_ranks,
+            consumed_samples=start,
+        )
+        return iter(sampler)
 
     def advance(self) -> None:
         """One more step is done."""

@@ -1,10 +1,10 @@
 """Loss on held-out text, each data source on its own."""
 
 from collections.abc import Mapping
+from itertools import islice
 
 import torch
 
-from ultramem_megatron.data.batch import BatchSampler
 from ultramem_megatron.data.token_source import TokenSource
 from ultramem_megatron.metrics.catalogue import VALIDATION_LOSS
 from ultramem_megatron.monitor.publish import Publisher
@@ -26,18 +26,8 @@ def validate(state: TrainState, sources: Mapping[str, TokenSource]) -> dict[str,
 
 
 def _source_loss(state: TrainState, source: TokenSource) -> float:
-    training, groups = state.config.training, state.groups
-    batches = BatchSampler(
-        source,
-        global_batch_size=training.global_batch_size,
-        micro_batch_size=training.micro_batch_size,
-        dp_rank=groups.data_rank,
-        dp_size=groups.data_ranks,
-    )
-    losses = [
-        run_micro_batches(state, batch, forward_only=True)
-        for _, batch in zip(range(training.eval_batches), batches, strict=False)
-    ]
+    batches = islice(state.batches(source), state.config.training.eval_batches)
+    losses = [run_micro_batches(state, batch, forward_only=True) for batch in batches]
     return sum(losses) / len(losses)
 
 

@@ -43,7 +43,7 @@ class NumberWise(ValuePartition):
         order_R = torch.argsort(owner_R, stable=True)
         sent_P = torch.bincount(owner_R, minlength=self.channel.size)
         asked_P = exchange_sizes(sent_P, self.channel)
-        sent, asked = sent_P.tolist(), asked_P.tolist()
+        sent, asked = torch.stack([sent_P, asked_P]).tolist()  # the lookup's one wait for the device
         asked_A = all_to_all(rows_R[order_R], sent, asked, self.channel)
         return RowRequests(picks, order_R, asked_A - self.shard(self.channel.rank).rows.start, sent, asked)
 
