@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -104,14 +105,12 @@ def serve_tensorboard(runs: dict[str, Path], *, host: str = "127.0.0.1", port: i
     Raises:
         LaunchError: The address or port cannot be had, or TensorBoard does not start; with its last words.
     """
-    port = _bindable_port(host, port)
-    shown = "127.0.0.1" if host in _ANY_ADDRESS else host
-    url = f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/"
+    _check_bindable(host, port)
     with tempfile.TemporaryDirectory(prefix="ultramem-monitor-") as scratch, tempfile.TemporaryFile() as output:
         command = _tensorboard_command(_link_runs(runs, Path(scratch)), host, port)
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
         try:
-            _wait_until_it_answers(url, process, output)
+            url = _wait_until_it_answers(host, process, output)
             yield TensorBoardServer(url, process, output)
         finally:
             _end(process)
@@ -134,8 +133,8 @@ def _tensorboard_command(logdir: str, host: str, port: int) -> list[str]:
     return [sys.executable, "-m", "tensorboard.main", *options]
 
 
-def _bindable_port(host: str, port: int) -> int:
-    """``port``, or a free one for 0; found out here because TensorBoard's own words on it are many."""
+def _check_bindable(host: str, port: int) -> None:
+    """Refuse an address that cannot be listened on; found out here because TensorBoard's own words on it are many."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -146,21 +145,37 @@ def _bindable_port(host: str, port: int) -> int:
                 f"--host {host} --port {port} cannot be listened on: {error.strerror or error}; leave out --port "
                 "for a free one, and --host for this machine's loopback address"
             ) from None
-        return int(probe.getsockname()[1])
 
 
-def _wait_until_it_answers(url: str, process: "subprocess.Popen[bytes]", output: IO[bytes]) -> None:
+def _wait_until_it_answers(host: str, process: "subprocess.Popen[bytes]", output: IO[bytes]) -> str:
+    """The page's address, once something answers there."""
     deadline = time.monotonic() + _START_SECONDS
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot reach our loopback
     while process.poll() is None and time.monotonic() < deadline:
+        url = _announced_url(host, output)
         try:
-            with direct.open(url + "data/environment", timeout=5):
-                return
+            if url:
+                with direct.open(url + "data/environment", timeout=5):
+                    return url
         except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
+            pass  # it announces itself a moment before it answers
+        time.sleep(0.1)
     if process.poll() is None:
-        raise LaunchError(f"TensorBoard did not answer at {url} within {_START_SECONDS:.0f} s; try again")
+        raise LaunchError(f"TensorBoard did not answer on {host} within {_START_SECONDS:.0f} s; try again")
     raise LaunchError(_why_ended(process, output))
+
+
+def _announced_url(host: str, output: IO[bytes]) -> str | None:
+    """Where TensorBoard says that it listens.
+
+    It chooses a free port itself: one chosen here could be taken by another process before TensorBoard binds it.
+    """
+    # pread: the child writes at the position that it shares with this file
+    found = re.search(rb" at http://\S+:(\d+)/", os.pread(output.fileno(), 1 << 20, 0))
+    if not found:
+        return None
+    shown = "127.0.0.1" if host in _ANY_ADDRESS else host
+    return f"http://{f'[{shown}]' if ':' in shown else shown}:{int(found[1])}/"
 
 
 def _why_ended(process: "subprocess.Popen[bytes]", output: IO[bytes]) -> str:
