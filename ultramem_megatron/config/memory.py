@@ -9,11 +9,17 @@ from ultramem_megatron.errors import ConfigError
 
 
 class VariantName(StrEnum):
-    """Which memory layer is built."""
+    """Which memory layer is built: how a slot is scored. Everything else is a switch of its own."""
 
     NONE = "none"
+    """A dense model."""
     PKM = "pkm"
+    """Product keys: a row score plus a column score. ``tucker_rank`` and ``cores`` play no part."""
     ULTRAMEM = "ultramem"
+    """Tucker-decomposed scores (TDQKR) of several cores (MCS)."""
+    ULTRAMEM_V2 = "ultramem_v2"
+    """As ``ultramem``, but one projection for all virtual blocks, and weights times inner products with pre-values
+    (arXiv 2508.18756)."""
 
 
 class PartitionName(StrEnum):
@@ -29,6 +35,26 @@ MOST_ROWS = 2**31
 """Row numbers travel as int32 ..."""
 MOST_BLOCKS = 2**8
 """... and block numbers as uint8."""
+
+
+class KeyLayout(StrEnum):
+    """What the Tucker ranks share."""
+
+    SPLIT = "split"
+    """Each rank has its own ``key_dim / tucker_rank`` channels of query and key: the paper's counts (its Table 2)."""
+    FULL = "full"
+    """Each rank has keys of ``key_dim``, and all read one query: the published code."""
+    QUERY_PER_RANK = "query_per_rank"
+    """Each rank has keys of ``key_dim`` and a query of its own: UltraMemV2."""
+
+
+class Initialization(StrEnum):
+    """How a memory layer starts."""
+
+    IMPROVED = "improved"
+    """Scores average 1, the output has the variance 1 / (2 L) of an MLP branch (paper section 4)."""
+    PLAIN = "plain"
+    """As product-key memories start: unit gains, values N(0, 1 / Dv), cores U(0, 1); the ladder's lower rungs."""
 
 
 class ScoreGain(StrEnum):
@@ -87,7 +113,7 @@ class MemoryConfig:
     """One memory layer a span. Symbols in brackets are those of the paper (section 2.3, appendix A)."""
 
     variant: VariantName = VariantName.NONE
-    """``none`` (dense), ``pkm`` (product keys, the ablation's start) or ``ultramem``."""
+    """``none`` (dense), ``pkm`` (product keys), ``ultramem`` or ``ultramem_v2``."""
 
     spans: str = ""
     """Where the layers read and add: ``"a:b/c:d"``, counted from 1 as in the paper."""
@@ -98,6 +124,10 @@ class MemoryConfig:
     top_m: int = 16
     """Slots kept per head and token [m]."""
 
+    side_top_m: int = 0
+    """Row (= column) keys from which the slots are chosen; 0 for ``top_m``. A cap keeps the grid of candidates small
+    when ``top_m`` is large (UltraMemV2: 128)."""
+
     heads: int = 2
     """Key sets [H]; all read one table."""
 
@@ -105,13 +135,24 @@ class MemoryConfig:
     """Heads that share one query (paper Table 2, "share query"); 1 gives each its own."""
 
     key_dim: int = 64
-    """Width of a row (or column) key [Dk], over all Tucker ranks: each rank gets key_dim / tucker_rank."""
+    """Width of a row (or column) key [Dk]; ``key_layout`` says what of it each Tucker rank has."""
+
+    key_layout: KeyLayout = KeyLayout.SPLIT
+    """What the Tucker ranks share."""
 
     value_dim: int = 64
-    """Stored width of a table row [Dv]."""
+    """Stored width of a table row [Dv]. Where it is not ``model.hidden``, a projection follows the pooling (paper
+    Table 2, "half vdim+proj")."""
+
+    pre_value_dim: int = 0
+    """``ultramem_v2``: width of a second table, whose row times a projection of the input weighs the slot [Dp]."""
+
+    softmax: bool = False
+    """Weigh a head's picks by the softmax of their scores instead of the scores: PKM as it was (paper Table 2, "rm
+    softmax" takes it away)."""
 
     tucker_rank: int = 2
-    """Rank of the Tucker core [r] (TDQKR). ``pkm`` ignores it."""
+    """Rank of the Tucker core [r] (TDQKR)."""
 
     cores: int = 2
     """Score cores [h] (MCS); core i weighs the i-th slice of the value dimension."""
@@ -126,8 +167,14 @@ class MemoryConfig:
     normalize_keys: bool = True
     """Norm on queries and keys (paper Table 2, "q/k LN")."""
 
+    initialization: Initialization = Initialization.IMPROVED
+    """How the layers start (paper Table 2, "improved init")."""
+
     score_gain: ScoreGain = ScoreGain.PRODUCTS
-    """How the initial scores are scaled to average 1."""
+    """How the improved initialisation scales the scores to average 1."""
+
+    dropout: float = 0.0
+    """Share of entries dropped from a layer's output."""
 
     auxiliary_weight: float = 1e-3
     """Weight [alpha] of the loss on the core's lesser singular values (paper Table 5)."""
@@ -147,10 +194,24 @@ class MemoryConfig:
     def __post_init__(self) -> None:
         if self.variant is VariantName.NONE:
             return
-        for name in ("keys_per_side", "top_m", "heads", "heads_per_query", "key_dim", "value_dim"):
+        for name in ("keys_per_side", "top_m", "heads", "heads_per_query", "key_dim", "value_dim", "expansion"):
             require_positive(f"memory.{name}", getattr(self, name))
-        for name in ("tucker_rank", "cores", "expansion"):
+        if self.variant is not VariantName.PKM:
+            self._check_cores()
+        require_divides("memory.heads_per_query", self.heads_per_query, "memory.heads", self.heads)
+        self._check_table()
+        self._check_choice()
+        self._check_small_numbers()
+        self._check_place()
+
+    def _check_cores(self) -> None:
+        for name in ("tucker_rank", "cores"):
             require_positive(f"memory.{name}", getattr(self, name))
+        if self.key_layout is KeyLayout.SPLIT:
+            require_divides("memory.tucker_rank", self.tucker_rank, "memory.key_dim", self.key_dim)
+        require_divides("memory.cores", self.cores, "memory.value_dim", self.value_dim)
+
+    def _check_table(self) -> None:
         side = math.isqrt(self.expansion)
         if side * side != self.expansion:
             raise ConfigError(
@@ -164,26 +225,42 @@ class MemoryConfig:
                 f"memory.keys_per_side = {self.keys_per_side} makes a table of {self.num_rows} rows, and rows are "
                 f"numbered with 31 bits; set it to at most {math.isqrt(MOST_ROWS)}"
             )
-        if self.shuffle_seed < 0:
-            raise ConfigError(f"memory.shuffle_seed = {self.shuffle_seed} must not be negative")
-        if self.top_m > self.keys_per_side:
-            raise ConfigError(
-                f"memory.top_m = {self.top_m} exceeds memory.keys_per_side = {self.keys_per_side}, and a head "
-                "first picks top_m of the row keys; lower top_m or raise keys_per_side"
-            )
         if self.keys_per_side < 2:
             raise ConfigError(
                 f"memory.keys_per_side = {self.keys_per_side} must be at least 2: with one key a side there is nothing "
                 "to choose"
             )
-        if self.score_gain == ScoreGain.ONE_SIDE and self.top_m >= self.grid_side:
+        if self.variant is VariantName.ULTRAMEM_V2:
+            require_positive("memory.pre_value_dim", self.pre_value_dim)
+        elif self.pre_value_dim:
             raise ConfigError(
-                f"memory.score_gain = one_side divides by the mean of the best memory.top_m = {self.top_m} of "
-                f"{self.grid_side} scores, which is 0 when all are taken; lower top_m, or use products"
+                f"memory.pre_value_dim = {self.pre_value_dim} needs memory.variant = ultramem_v2, not {self.variant}; "
+                "set it to 0"
             )
-        require_divides("memory.tucker_rank", self.tucker_rank, "memory.key_dim", self.key_dim)
-        require_divides("memory.cores", self.cores, "memory.value_dim", self.value_dim)
-        require_divides("memory.heads_per_query", self.heads_per_query, "memory.heads", self.heads)
+
+    def _check_choice(self) -> None:
+        if self.top_m > self.keys_per_side and self.side_top_m == 0:
+            raise ConfigError(
+                f"memory.top_m = {self.top_m} exceeds memory.keys_per_side = {self.keys_per_side}, and a head "
+                "first picks top_m of the row keys; lower top_m or raise keys_per_side, or set side_top_m"
+            )
+        if self.side_top_m and not (self.side_top_m <= self.keys_per_side and self.side_top_m**2 >= self.top_m):
+            raise ConfigError(
+                f"memory.side_top_m = {self.side_top_m} must not exceed memory.keys_per_side = {self.keys_per_side}, "
+                f"and its square not lie below memory.top_m = {self.top_m}, which are chosen from so many pairs; set "
+                f"it to {min(self.keys_per_side, max(self.top_m, 1))}, or to 0 for top_m"
+            )
+        if self.score_gain is ScoreGain.ONE_SIDE and self.candidates >= self.grid_side:
+            raise ConfigError(
+                f"memory.score_gain = one_side divides by the mean of the best {self.candidates} of "
+                f"{self.grid_side} scores, which is 0 when all are taken; lower memory.top_m, or use products"
+            )
+
+    def _check_small_numbers(self) -> None:
+        if self.shuffle_seed < 0:
+            raise ConfigError(f"memory.shuffle_seed = {self.shuffle_seed} must not be negative")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"memory.dropout = {self.dropout} must be 0 (none) or a share below 1")
         if self.query_conv_kernel < 0:
             raise ConfigError(
                 f"memory.query_conv_kernel = {self.query_conv_kernel} must be 0 (none) or a number of taps"
@@ -193,6 +270,8 @@ class MemoryConfig:
                 f"memory.auxiliary_weight = {self.auxiliary_weight} and memory.auxiliary_margin = "
                 f"{self.auxiliary_margin} must not be negative; 0 switches the loss off"
             )
+
+    def _check_place(self) -> None:
         if not self.spans:
             raise ConfigError(
                 f"memory.spans is empty though memory.variant = {self.variant}; say where the layers sit, "
@@ -216,6 +295,11 @@ class MemoryConfig:
     def grid_side(self) -> int:
         """Row keys of a head, with the expansion [sqrt(E) * n]."""
         return math.isqrt(self.expansion) * self.keys_per_side
+
+    @property
+    def candidates(self) -> int:
+        """Rows (= columns) of a head among whose pairs the slots are chosen."""
+        return self.side_top_m or self.top_m
 
     @property
     def picks(self) -> int:

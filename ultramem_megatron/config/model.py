@@ -31,6 +31,21 @@ class ModelConfig:
     gated_mlp: bool = False
     """SwiGLU instead of GeLU. The paper's models are not gated."""
 
+    experts: int = 0
+    """Experts of a mixture-of-experts MLP (megatron-core's) in each block; 0 for a dense MLP. The paper's baseline."""
+
+    experts_per_token: int = 2
+    """Experts that each token goes through."""
+
+    expert_ffn_hidden: int = 0
+    """Inner width of one expert; needed when there are experts, which then replace the dense MLP."""
+
+    expert_balance_weight: float = 1e-2
+    """Weight of the loss that spreads tokens over the experts (Switch Transformer, arXiv 2101.03961)."""
+
+    dropout: float = 0.0
+    """Share of entries dropped from attention weights and block outputs. The paper trains with 0.1 (Table 4)."""
+
     tie_embeddings: bool = False
     """Share the input embedding with the output layer."""
 
@@ -53,12 +68,29 @@ class ModelConfig:
             require_positive(f"model.{name}", getattr(self, name))
         for name in ("norm_epsilon", "rope_base", "init_std"):
             require_positive(f"model.{name}", getattr(self, name))
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"model.dropout = {self.dropout} must be 0 (none) or a share below 1")
         require_divides("model.heads", self.heads, "model.hidden", self.hidden)
+        self._check_experts()
         if self.hidden // self.heads % 2:
             raise ConfigError(
                 f"model.hidden / model.heads = {self.hidden // self.heads} must be even, because RoPE turns "
                 "pairs of channels; change model.heads"
             )
+
+    def _check_experts(self) -> None:
+        if self.experts < 0:
+            raise ConfigError(f"model.experts = {self.experts} must be 0 (a dense MLP) or a number of experts")
+        if self.experts == 0:
+            return
+        require_positive("model.expert_ffn_hidden", self.expert_ffn_hidden)
+        if not 1 <= self.experts_per_token <= self.experts:
+            raise ConfigError(
+                f"model.experts_per_token = {self.experts_per_token} must lie between 1 and model.experts = "
+                f"{self.experts}"
+            )
+        if self.expert_balance_weight < 0:
+            raise ConfigError(f"model.expert_balance_weight = {self.expert_balance_weight} must not be negative")
 
     @property
     def padded_vocab_size(self) -> int:

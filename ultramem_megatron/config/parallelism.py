@@ -23,7 +23,7 @@ class ParallelismConfig:
     """Megatron's sequence parallelism; needs ``tensor`` above 1."""
 
     expert: int = 1
-    """Expert-parallel ranks; 1 until a model has experts."""
+    """Ranks that share the experts of a mixture-of-experts model, out of the data-parallel ones."""
 
     timeout_seconds: float = 1800.0
     """How long a rank waits for the others in a collective; long enough for what rank 0 does alone, such as the index
@@ -32,10 +32,6 @@ class ParallelismConfig:
     def __post_init__(self) -> None:
         for name in ("tensor", "pipeline", "virtual_pipeline", "expert", "timeout_seconds"):
             require_positive(f"parallelism.{name}", getattr(self, name))
-        if self.expert != 1:
-            raise ConfigError(
-                f"parallelism.expert = {self.expert}, but no model of this version has experts; set it to 1"
-            )
         if self.virtual_pipeline > 1 and self.pipeline == 1:
             raise ConfigError(
                 f"parallelism.virtual_pipeline = {self.virtual_pipeline} needs parallelism.pipeline above 1"

@@ -32,6 +32,7 @@ class RunConfig:
         self._check_tensor_parallel()
         self._check_pipeline()
         self._check_spans()
+        self._check_experts()
 
     def _check_tensor_parallel(self) -> None:
         tensor = self.parallelism.tensor
@@ -65,6 +66,21 @@ class RunConfig:
                     "parallelism.pipeline"
                 )
 
+    def _check_experts(self) -> None:
+        expert, experts = self.parallelism.expert, self.model.experts
+        if expert == 1:
+            return
+        if experts == 0:
+            raise ConfigError(
+                f"parallelism.expert = {expert} needs a model with experts, and model.experts = 0; set it to 1"
+            )
+        require_divides("parallelism.expert", expert, "model.experts", experts)
+        if self.memory.span_list:
+            raise ConfigError(
+                f"parallelism.expert = {expert} with memory.variant = {self.memory.variant}: value tables travel in "
+                "Megatron's expert buffers, which serve one of the two; set parallelism.expert to 1"
+            )
+
     def check_world_size(self, world_size: int) -> None:
         """Refuse a number of ranks that the degrees or the batch do not divide.
 
@@ -74,6 +90,7 @@ class RunConfig:
         model_ranks = self.parallelism.tensor * self.parallelism.pipeline
         require_divides("parallelism.tensor * pipeline", model_ranks, "the number of ranks", world_size)
         data_ranks = world_size // model_ranks
+        require_divides("parallelism.expert", self.parallelism.expert, "the data-parallel ranks", data_ranks)
         per_pass = data_ranks * self.training.micro_batch_size
         if self.training.global_batch_size % per_pass:
             below = self.training.global_batch_size // per_pass * per_pass
