@@ -80,7 +80,7 @@ RULES = [
     (["memory.partition=columns"], r"^memory\.partition = columns is not one of .*; the nearest is \"\w+\"$"),
     (["memory.variant=ultramen"], r'^memory\.variant = ultramen is not one of .*; the nearest is "ultramem"$'),
     # parallelism
-    (["parallelism.expert=2"], r"^parallelism\.expert = 2, but no model of this version has experts; set it to 1$"),
+    (["parallelism.expert=2"], r"^parallelism\.expert = 2 needs a model with experts, and model\.experts = 0; set it to 1$"),
     (["parallelism.virtual_pipeline=2"], r"^parallelism\.virtual_pipeline = 2 needs parallelism\.pipeline above 1$"),
     (["parallelism.sequence=true"], r"^parallelism\.sequence = true needs parallelism\.tensor above 1$"),
     (["parallelism.tensor=4"], r"^parallelism\.tensor = 4 must divide model\.heads = 2; .* these do: 1, 2$"),
