@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from ultramem_launch import exit_codes
-from ultramem_launch.verbs import data, doctor, generate, info, monitor, plan, pretrain, recipes
+from ultramem_launch.verbs import data, doctor, eval, generate, info, monitor, plan, pretrain, recipes
 from ultramem_megatron.errors import UltraMemError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ for verb in (
     recipes.recipes,
 ):
     app.command()(verb)
+app.command("eval")(eval.evaluate)
 
 
 @app.callback()

@@ -59,5 +59,5 @@ def test_the_sizes_of_absent_memory_layers_do_not_matter(make_manifest: Callable
 
 
 def test_a_manifest_without_sections_is_of_another_model(make_manifest: Callable[..., Manifest]) -> None:
-    with pytest.raises(CheckpointError, match=r"memory\.variant = None there"):
+    with pytest.raises(CheckpointError, match=r"memory\.variant = none there"):
         check_same_model(FOLDER, make_manifest(4).model_copy(update={"config": {}}), plain(make_manifest))

@@ -30,6 +30,7 @@ def make(*overrides: str) -> RunConfig:
     return resolve([("base", BASE), *map(parse_override, overrides)])
 
 
+EXPERTS = ("model.experts=4", "model.expert_ffn_hidden=64")
 POSITIVE = [
     *(f"model.{name}" for name in ("layers", "hidden", "ffn_hidden", "heads", "seq_length", "vocab_size")),
     *(f"model.{name}" for name in ("norm_epsilon", "rope_base", "init_std")),
@@ -80,7 +81,34 @@ RULES = [
     (["memory.partition=columns"], r"^memory\.partition = columns is not one of .*; the nearest is \"\w+\"$"),
     (["memory.variant=ultramen"], r'^memory\.variant = ultramen is not one of .*; the nearest is "ultramem"$'),
     # parallelism
-    (["parallelism.expert=2"], r"^parallelism\.expert = 2 needs a model with experts, and model\.experts = 0; set it to 1$"),
+    (["parallelism.expert=2"], r"^parallelism\.expert = 2 needs a model with experts, and model\.experts = 0; set it"),
+    ([*EXPERTS, "parallelism.expert=3"], r"^parallelism\.expert = 3 must divide model\.experts = 4; .*: 1, 2, 4$"),
+    (
+        [*EXPERTS, "parallelism.tensor=2"],
+        r"^parallelism\.tensor = 2 with model\.experts = 4 .*parallelism\.sequence=true$",
+    ),
+    (
+        [*EXPERTS, "parallelism.tensor=2", "parallelism.sequence=true", "model.expert_ffn_hidden=63"],
+        r"^parallelism\.tensor = 2 must divide model\.expert_ffn_hidden = 63; ",
+    ),
+    ([*EXPERTS, "parallelism.expert=2"], r"^parallelism\.expert = 2 with memory\.variant = ultramem: .* to 1$"),
+    (["model.experts=-1"], r"^model\.experts = -1 must be 0 "),
+    (["model.experts=4"], r"^model\.expert_ffn_hidden = 0 must be greater than 0"),
+    (
+        [*EXPERTS, "model.experts_per_token=5"],
+        r"^model\.experts_per_token = 5 must lie between 1 and model\.experts = 4$",
+    ),
+    ([*EXPERTS, "model.expert_balance_weight=-1"], r"^model\.expert_balance_weight = -1\.0 must not be negative$"),
+    (["model.dropout=1"], r"^model\.dropout = 1\.0 must be 0 \(none\) or a share below 1$"),
+    (["memory.dropout=-0.5"], r"^memory\.dropout = -0\.5 must be 0 "),
+    (["memory.pre_value_dim=8"], r"^memory\.pre_value_dim = 8 needs memory\.variant = ultramem_v2, not ultramem"),
+    (["memory.variant=ultramem_v2"], r"^memory\.pre_value_dim = 0 must be greater than 0"),
+    (["memory.side_top_m=1"], r"^memory\.side_top_m = 1 must not exceed .* its square not lie below memory\.top_m = 4"),
+    (["memory.side_top_m=17"], r"^memory\.side_top_m = 17 must not exceed memory\.keys_per_side = 16"),
+    (["memory.tucker_rank=3"], r"^memory\.tucker_rank = 3 must divide memory\.key_dim = 16; near it these do: "),
+    (["memory.cores=3"], r"^memory\.cores = 3 must divide memory\.value_dim = 16; near it these do: "),
+    (["memory.expansion=3"], r"^memory\.expansion = 3 is not a square, .* 1 and 4$"),
+    (["memory.heads=3"], r"^memory\.heads_per_query = 2 must divide memory\.heads = 3; near it these do: 1, 3$"),
     (["parallelism.virtual_pipeline=2"], r"^parallelism\.virtual_pipeline = 2 needs parallelism\.pipeline above 1$"),
     (["parallelism.sequence=true"], r"^parallelism\.sequence = true needs parallelism\.tensor above 1$"),
     (["parallelism.tensor=4"], r"^parallelism\.tensor = 4 must divide model\.heads = 2; .* these do: 1, 2$"),

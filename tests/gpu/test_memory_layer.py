@@ -24,7 +24,9 @@ SECTIONS = {
     "model": {"layers": 4, "hidden": HIDDEN, "ffn_hidden": 64, "heads": 4, "seq_length": POSITIONS, "vocab_size": 64},
     "memory": {"spans": "1:2", "keys_per_side": 32, "top_m": 8, "key_dim": 32, "value_dim": 48},
 }
-VARIANTS = ["ultramem", "pkm"]
+VARIANTS = ["pkm", "ultramem", "ultramem_v2"]
+ONLY_ITS_OWN = {"ultramem_v2": {"pre_value_dim": 24, "key_layout": "query_per_rank", "side_top_m": 6}}
+"""Fields of the section ``memory`` that a variant needs or shows best."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,14 @@ def build(variant: str, precision: str, device: torch.device) -> "MemoryLayer":
     """The layer with weights that bf16 can hold, so that both precisions have the same."""
     from ultramem_megatron.memory.layer import LayerPlace
     from ultramem_megatron.memory.token_share import TokenShare
+    from ultramem_megatron.memory.variants.composition import table_shape
     from ultramem_megatron.memory.variants.registry import VARIANTS as REGISTRY
     from ultramem_megatron.model.transformer_config import parameter_dtype
     from ultramem_megatron.parallel.channel import Channel
     from ultramem_megatron.parallel.partition.replicated import Replicated
 
-    config = resolve(
-        [("base", SECTIONS), ("test", {"memory": {"variant": variant}, "training": {"precision": precision}})]
-    )
+    memory = {"variant": variant, **ONLY_ITS_OWN.get(variant, {})}
+    config = resolve([("base", SECTIONS), ("test", {"memory": memory, "training": {"precision": precision}})])
     world = dist.group.WORLD
     assert world is not None
     place = LayerPlace(
@@ -63,8 +65,7 @@ def build(variant: str, precision: str, device: torch.device) -> "MemoryLayer":
         dtype=parameter_dtype(config),
         loss_scale=1.0,
     )
-    chosen = REGISTRY[config.memory.variant]
-    layer = chosen.build(config, place, Replicated(chosen.table_shape(config), Channel(world)))
+    layer = REGISTRY[config.memory.variant](config, place, Replicated(table_shape(config), Channel(world)))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in layer.named_parameters():
@@ -129,3 +130,27 @@ def test_bf16_lookup_equals_the_cpu_for_the_same_picks(device: torch.device, var
     found_TD.backward(cotangent_TD.to(device, torch.bfloat16))
     assert here.table.weight.grad is not None and there.table.weight.grad is not None
     assert_agrees(there.table.weight.grad, here.table.weight.grad.double(), computed_in=torch.bfloat16)
+
+
+def test_bf16_pre_values_equal_the_cpu_for_the_same_picks(device: torch.device) -> None:
+    """The products with the input, and their gradients to the second table and to the input."""
+    from ultramem_megatron.parallel.partition.base import Picks
+
+    here, there = build("ultramem_v2", "fp32", torch.device("cpu")), build("ultramem_v2", "bf16", device)
+    x_TD = draw().flatten(0, 1)
+    with torch.no_grad():
+        picks = here.retrieve(x_TD.view(POSITIONS, SEQUENCES, HIDDEN))
+    x_here, x_there = x_TD.clone().requires_grad_(), x_TD.to(device, torch.bfloat16).requires_grad_()
+    moved = Picks(picks.rows_TK.to(device), picks.blocks_TK.to(device), picks.scores_hTK.to(device, torch.bfloat16))
+    assert here.pre_values is not None and there.pre_values is not None
+    scores_here, scores_there = (
+        layer.pre_values(x, found).scores_hTK for layer, x, found in ((here, x_here, picks), (there, x_there, moved))
+    )
+    assert scores_there.dtype is torch.bfloat16
+    assert_agrees(scores_there, scores_here.detach().double(), computed_in=torch.bfloat16)
+    cotangent = torch.randn(scores_here.shape).bfloat16().float()
+    scores_here.backward(cotangent)
+    scores_there.backward(cotangent.to(device, torch.bfloat16))
+    for leaf, other in ((here.pre_values.table.weight, there.pre_values.table.weight), (x_here, x_there)):
+        assert leaf.grad is not None and other.grad is not None
+        assert_agrees(other.grad, leaf.grad.double(), computed_in=torch.bfloat16, summed_terms=SUMMED_TERMS)

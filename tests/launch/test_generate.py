@@ -34,7 +34,7 @@ def train(config: RunConfig, run_dir: Path) -> None:
 
 def write(run_dir: Path, draws: list[tuple[int, float, int]]) -> list[str]:
     """One text for each (tokens, temperature, seed)."""
-    from ultramem_megatron.training.generate import open_trained_model
+    from ultramem_megatron.training.trained_model import open_trained_model
 
     model = open_trained_model(run_dir, torch.device("cpu"))
     return [

@@ -108,7 +108,10 @@ def test_the_short_text_is_part_of_the_long_one(app: typer.Typer, tmp_path: Path
 def test_info_json(app: typer.Typer) -> None:
     facts = json.loads(run(app, "info", "quickstart", "--json"))
     parameters = facts["parameters"]
-    assert list(parameters) == ["dense", "experts", "tables", "embedding", "total_without_embedding"]
+    assert list(parameters) == [
+        *("dense", "experts", "tables", "norms", "embedding"),
+        *("total_without_embedding", "activated"),
+    ]
     assert parameters["embedding"] == 2 * 8192 * 128
     assert facts["flops_per_token"] == 2 * parameters["dense"]
     assert sum(facts["dense_parameters"].values()) == parameters["dense"]

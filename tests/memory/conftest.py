@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -10,10 +10,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ultramem_megatron.config.load import resolve
+from ultramem_megatron.config.memory import PartitionName
 from ultramem_megatron.config.run import RunConfig
+from ultramem_megatron.testing.reference_layer import ReferenceOutput, reference_memory_layer
+from ultramem_megatron.testing.reference_weights import leading_singular_vectors
 
 if TYPE_CHECKING:  # importing a layer imports megatron-core
     from ultramem_megatron.memory.layer import MemoryLayer
+    from ultramem_megatron.memory.value_expansion import PlainSlots, SlotShuffle
 
 HIDDEN = 16
 SECTIONS = {
@@ -43,6 +47,8 @@ ORACLE_NAMES = {
     "retrieval.key_norm.weight": "key_norm.weight",
     "retrieval.keys.weight": "keys",
     "retrieval.core.weight": "core",
+    "pre_values.weight": "pre_values.weight",
+    "pre_values.table.weight": "pre_values.table",
     "table.weight": "table",
     "projection.weight": "projection.weight",
 }
@@ -62,6 +68,21 @@ class RandomDraws:
         return torch.rand(self.shape, generator=self.generator)
 
 
+def set_weights(layer: "MemoryLayer", generator: torch.Generator) -> None:
+    """Draw each parameter by its rule; of a table, the whole, and keep this rank's shard."""
+    tables = {"table.weight": layer.table}
+    if layer.pre_values is not None:
+        tables["pre_values.table.weight"] = layer.pre_values.table
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            if name not in tables:
+                parameter.copy_(layer.rules[name](RandomDraws(tuple(parameter.shape), generator)))
+                continue
+            whole, shard = tables[name].partition.table, tables[name].shard
+            drawn = layer.rules[name](RandomDraws((whole.num_rows, whole.value_dim), generator))
+            parameter.copy_(drawn[shard.rows.start : shard.rows.stop, shard.columns.start : shard.columns.stop])
+
+
 @dataclass(frozen=True)
 class Layers:
     """Configs, and layers on the ranks that exist (inside ``run_distributed``)."""
@@ -73,44 +94,87 @@ class Layers:
 
     @staticmethod
     def build(
-        config: RunConfig, *, sequence_parallel: bool = False, tp_ranks: int = 1, loss_scale: float = 1.0, seed: int = 0
+        config: RunConfig,
+        *,
+        sequence_parallel: bool = False,
+        tp_ranks: int = 1,
+        loss_scale: float = 1.0,
+        seed: int = 0,
+        dtype: torch.dtype | None = None,
+        partition: PartitionName = PartitionName.REPLICATED,
     ) -> "MemoryLayer":
-        """A layer with a replicated table on the first ``tp_ranks`` ranks, its weights drawn by its rules."""
+        """A layer whose weights are drawn by its rules, whole tables first, so that each shard gets its part.
+
+        Args:
+            config: The run.
+            sequence_parallel: The layer is given this rank's share of the tokens.
+            tp_ranks: All ranks, or 1.
+            loss_scale: Of the auxiliary loss.
+            seed: Of the weights.
+            dtype: Of the parameters; what the config says if None. With float64 the layer computes in float64.
+            partition: Replicated on each rank, or split over all ranks.
+        """
         from ultramem_megatron.memory.layer import LayerPlace
         from ultramem_megatron.memory.token_share import TokenShare
+        from ultramem_megatron.memory.variants.composition import table_shape
         from ultramem_megatron.memory.variants.registry import VARIANTS
         from ultramem_megatron.model.transformer_config import parameter_dtype
         from ultramem_megatron.parallel.channel import Channel
-        from ultramem_megatron.parallel.partition.replicated import Replicated
+        from ultramem_megatron.parallel.partition.registry import PARTITIONS
 
         alone, _ = dist.new_subgroups(1)
         assert tp_ranks in (1, dist.get_world_size())
         tp = alone if tp_ranks == 1 else dist.group.WORLD
         assert alone is not None and tp is not None
-        variant = VARIANTS[config.memory.variant]
         place = LayerPlace(
             share=TokenShare(tp, sequence_parallel),
             device=torch.device("cpu"),
             dp_cp=alone,
             mem_dp=alone,
-            dtype=parameter_dtype(config),
+            dtype=parameter_dtype(config) if dtype is None else dtype,
             loss_scale=loss_scale,
         )
-        layer = variant.build(config, place, Replicated(variant.table_shape(config), Channel(alone)))
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for name, parameter in layer.named_parameters():
-                parameter.copy_(layer.rules[name](RandomDraws(tuple(parameter.shape), generator)))
+        mem = alone if partition is PartitionName.REPLICATED else dist.group.WORLD
+        assert mem is not None
+        split = PARTITIONS[partition](table_shape(config), Channel(mem))
+        layer = VARIANTS[config.memory.variant](config, place, split)
+        set_weights(layer, torch.Generator().manual_seed(seed))
         layer.begin_step()
         return layer
 
     @staticmethod
     def oracle_weights(layer: "MemoryLayer") -> dict[str, Tensor]:
-        """Copies in float64 that require gradients, by the oracle's names and in its shapes."""
+        """Copies in float64 that require gradients, by the oracle's names, in the order of the parameters."""
         weights = {ORACLE_NAMES[name]: parameter.detach().double() for name, parameter in layer.named_parameters()}
-        if "core" not in weights:
-            weights["keys"] = weights["keys"].squeeze(3)  # product keys have no Tucker ranks
-        return {name: weight.requires_grad_() for name, weight in weights.items()}
+        return {name: weight.clone().requires_grad_() for name, weight in weights.items()}
+
+    @staticmethod
+    def bijection(config: RunConfig) -> "SlotShuffle | PlainSlots":
+        """Slot -> (row, block), as a layer of ``config`` has it."""
+        from ultramem_megatron.memory.value_expansion import PlainSlots, SlotShuffle
+
+        memory = config.memory
+        return (
+            SlotShuffle(memory.grid_side, memory.num_rows, memory.shuffle_seed)
+            if memory.expansion > 1
+            else PlainSlots()
+        )
+
+    @classmethod
+    def oracle(cls, config: RunConfig, weights: dict[str, Tensor], x: Tensor) -> ReferenceOutput:
+        """What the oracle computes from these weights, with singular vectors of its own and the layer's bijection."""
+        u, t = leading_singular_vectors(weights["core"]) if "core" in weights else (None, None)
+        return reference_memory_layer(config.memory, weights, x, slot_to_address=cls.bijection(config), u=u, t=t)
+
+    @staticmethod
+    def watched(layer: "MemoryLayer", x: Tensor) -> tuple[Tensor, Any]:
+        """The output, and the picks with the scores that weighed the rows (pre-values included)."""
+        seen: list[Any] = []
+        layer.observer = lambda picks, _: seen.append(picks)
+        output = layer(x)
+        layer.observer = None
+        (picks,) = seen
+        return output, picks
 
 
 @pytest.fixture

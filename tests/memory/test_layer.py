@@ -2,7 +2,8 @@
 
 # Letters: s positions, b sequences, D hidden width, T tokens, K picks per token, h score cores.
 
-from dataclasses import dataclass
+from collections.abc import Set
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,39 +13,89 @@ from torch import Tensor
 
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.testing.distributed import run_distributed
-from ultramem_megatron.testing.reference_layer import (
-    ReferenceOutput,
-    auxiliary_loss,
-    reference_memory_layer,
-    reference_pkm_layer,
-)
-from ultramem_megatron.testing.reference_weights import leading_singular_vectors
+from ultramem_megatron.testing.reference_layer import ReferenceOutput, auxiliary_loss
 from ultramem_megatron.testing.tolerances import assert_agrees
 
 if TYPE_CHECKING:
     from ultramem_megatron.memory.layer import MemoryLayer
 
 Layers = Any  # the fixture's class lives in conftest.py
+HIDDEN = 16  # as in conftest.py
 POSITIONS, SEQUENCES = 8, 3
+V2 = {"variant": "ultramem_v2", "pre_value_dim": 6}
 LOSS_SCALE = 0.5
+MARGIN = 2e-5
+"""Between a score that is kept and one that is not; fp32 errs by a tenth of it."""
 SUMMED_TERMS = 64
 """The longest sums: gradients over tokens and picks, and the projection over E * V."""
 
-ULTRAMEM_CASES = [
+ANY_VARIANT = [
     pytest.param({}, id="all-parts"),
     pytest.param({"query_conv_kernel": 0}, id="no-conv"),
     pytest.param({"query_conv_kernel": 1}, id="conv-of-one-tap"),
     pytest.param({"normalize_keys": False}, id="no-norm"),
+    pytest.param({"softmax": True}, id="softmax"),
+    pytest.param({"heads": 1, "heads_per_query": 1}, id="one-head"),
+    pytest.param({"heads": 2, "heads_per_query": 1}, id="own-queries"),
+    pytest.param({"heads": 3, "heads_per_query": 3}, id="one-query"),
+    pytest.param({"expansion": 1}, id="no-expansion"),
+    pytest.param({"expansion": 9}, id="nine-blocks"),
+    pytest.param({"expansion": 1, "value_dim": HIDDEN}, id="as-wide-as-the-model"),
+    pytest.param({"top_m": 7, "expansion": 1}, id="every-key-kept"),
+    pytest.param({"top_m": 1}, id="one-slot"),
+    pytest.param({"side_top_m": 2}, id="fewer-candidates"),
+    pytest.param({"side_top_m": 5}, id="more-candidates"),
+    pytest.param({"side_top_m": 4, "top_m": 12}, id="more-slots-than-keys"),
+    pytest.param({"initialization": "plain"}, id="plain-start"),
+    pytest.param({"score_gain": "one_side"}, id="one-side"),
+    pytest.param({"shuffle_seed": 5}, id="another-shuffle"),
+]
+WITH_CORES = [
     pytest.param({"tucker_rank": 1, "cores": 1}, id="rank-1-one-core"),
     pytest.param({"tucker_rank": 3}, id="rank-3"),
     pytest.param({"cores": 1}, id="one-core"),
-    pytest.param({"heads": 1, "heads_per_query": 1}, id="one-head"),
-    pytest.param({"heads": 2, "heads_per_query": 1}, id="own-queries"),
-    pytest.param({"heads": 2, "heads_per_query": 2}, id="one-query"),
+    pytest.param({"cores": 3, "softmax": True}, id="three-cores-softmax"),
+    pytest.param({"key_layout": "full"}, id="full-keys"),
+    pytest.param({"key_layout": "full", "tucker_rank": 3, "key_dim": 5}, id="full-keys-rank-3"),
+    pytest.param({"key_layout": "query_per_rank"}, id="query-per-rank"),
+    pytest.param({"key_layout": "query_per_rank", "tucker_rank": 3, "key_dim": 5}, id="query-per-rank-3"),
+    pytest.param({"key_layout": "query_per_rank", "normalize_keys": False}, id="query-per-rank-no-norm"),
+]
+WITHOUT_CORES = [
+    # what a variant without cores has no use for, at values that would break it if it had
+    pytest.param({"tucker_rank": 5, "cores": 5, "key_layout": "full"}, id="idle-fields"),
+    pytest.param(
+        {
+            "softmax": True,
+            "heads": 2,
+            "heads_per_query": 1,
+            "normalize_keys": False,
+            "expansion": 1,
+            "query_conv_kernel": 0,
+            "value_dim": HIDDEN,
+            "initialization": "plain",
+        },
+        id="as-published",
+    ),
+]
+WITH_PRE_VALUES = [  # the retrieval is that of the cores above; what follows it is its own
+    pytest.param({}, id="all-parts"),
     pytest.param({"expansion": 1}, id="no-expansion"),
-    pytest.param({"expansion": 9}, id="nine-blocks"),
-    pytest.param({"top_m": 7, "expansion": 1}, id="every-key-kept"),
+    pytest.param({"expansion": 9, "cores": 3, "tucker_rank": 3}, id="nine-blocks-three-cores"),
+    pytest.param({"expansion": 1, "value_dim": HIDDEN}, id="as-wide-as-the-model"),
+    pytest.param({"query_conv_kernel": 0, "normalize_keys": False}, id="no-conv-no-norm"),
+    pytest.param({"softmax": True}, id="softmax"),
     pytest.param({"top_m": 1}, id="one-slot"),
+    pytest.param({"side_top_m": 4, "top_m": 12}, id="more-slots-than-keys"),
+    pytest.param({"key_layout": "full"}, id="full-keys"),
+    pytest.param({"key_layout": "query_per_rank", "tucker_rank": 3, "key_dim": 5}, id="query-per-rank-3"),
+    pytest.param({"initialization": "plain"}, id="plain-start"),
+    pytest.param({"score_gain": "one_side"}, id="one-side"),
+    pytest.param({"pre_value_dim": 1}, id="one-channel"),
+    pytest.param({"pre_value_dim": 40}, id="wider-than-the-model"),
+    pytest.param(
+        {"heads": 1, "heads_per_query": 1, "key_layout": "query_per_rank", "side_top_m": 3}, id="as-published"
+    ),
 ]
 
 
@@ -56,94 +107,113 @@ class Found:
     rows: Tensor
     blocks: Tensor
     scores: Tensor
-    gradients: dict[str, Tensor]
+    gradients: dict[str, Tensor | None]
     reference: ReferenceOutput
-    reference_gradients: dict[str, Tensor]
+    reference_gradients: dict[str, Tensor | None]
 
 
 def draw(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(7))
 
 
-def apply_oracle(layers: Layers, config: RunConfig, layer: "MemoryLayer", x: Tensor) -> tuple[ReferenceOutput, Any]:
-    """The oracle's output, and the gradients of <output, cotangent> + scale * auxiliary loss by the layer's names."""
-    from ultramem_megatron.memory.value_expansion import SlotShuffle
-
-    weights, wide = layers.oracle_weights(layer), x.detach().double().requires_grad_()
+def apply_oracle(
+    layers: Layers, config: RunConfig, layer: "MemoryLayer", x: Tensor
+) -> tuple[ReferenceOutput, dict[str, Tensor | None]]:
+    """The oracle's output, and the gradients of <output, cotangent> + scale * auxiliary loss by the oracle's names."""
+    memory, weights = config.memory, layers.oracle_weights(layer)
+    wide = x.detach().double().requires_grad_()
+    found = layers.oracle(config, weights, wide)
+    loss = (found.output * draw(*x.shape).double()).sum()
     if "core" in weights:
-        memory = config.memory
-        u, t = leading_singular_vectors(weights["core"])
-        shuffle = SlotShuffle(memory.grid_side, memory.num_rows, memory.shuffle_seed)
-        found = reference_memory_layer(memory, weights, wide, slot_to_address=shuffle, u=u, t=t)
-        penalty = auxiliary_loss(weights["core"], memory.auxiliary_weight, memory.auxiliary_margin)
-    else:
-        found, penalty = reference_pkm_layer(config.memory, weights, wide), torch.zeros(())
-    ((found.output * draw(*x.shape).double()).sum() + LOSS_SCALE * penalty).backward()
+        loss = loss + LOSS_SCALE * auxiliary_loss(weights["core"], memory.auxiliary_weight, memory.auxiliary_margin)
+    loss.backward()
     return found, {**{name: weight.grad for name, weight in weights.items()}, "x": wide.grad}
 
 
-def compare(layers: Layers, config: RunConfig) -> Found:
-    layer = layers.build(config, loss_scale=LOSS_SCALE)
-    x = torch.randn(POSITIONS, SEQUENCES, config.model.hidden).requires_grad_()
-    output = layer(x)
-    output.backward(draw(*x.shape))
-    with torch.no_grad():
-        picks = layer.retrieve(x)
+def without_ties(layers: Layers, config: RunConfig, dtype: torch.dtype) -> tuple["MemoryLayer", Tensor]:
+    """The first layer and input whose picks do not hang on a rounding error."""
+    for seed in range(20):
+        layer = layers.build(config, loss_scale=LOSS_SCALE, dtype=dtype, seed=seed)
+        x = torch.randn(POSITIONS, SEQUENCES, config.model.hidden, dtype=dtype)
+        if layers.oracle(config, layers.oracle_weights(layer), x.double()).margin > MARGIN:
+            return layer, x.requires_grad_()
+    raise AssertionError("each seed has a tie: the case is too large")
+
+
+def compare(layers: Layers, config: RunConfig, dtype: torch.dtype) -> Found:
+    layer, x = without_ties(layers, config, dtype)
+    output, picks = layers.watched(layer, x)
+    output.backward(draw(*x.shape).to(dtype))
     reference, reference_gradients = apply_oracle(layers, config, layer, x)
-    names = layers.oracle_weights(layer)  # in the order of the parameters
-    gradients = {
-        name: parameter.grad.view(reference_gradients[name].shape)
-        for name, parameter in zip(names, layer.parameters(), strict=True)
-        if parameter.grad is not None
-    }
+    gradients = dict(
+        zip(layers.oracle_weights(layer), (parameter.grad for parameter in layer.parameters()), strict=True)
+    )
     return Found(
         output.detach(),
         picks.rows_TK,
         picks.blocks_TK,
-        picks.scores_hTK,
+        picks.scores_hTK.detach(),
         {**gradients, "x": x.grad},
         reference,
         reference_gradients,
     )
 
 
-def assert_equals_oracle(found: Found) -> None:
-    assert found.reference.margin > 1e-5, "a tie: this case would test the rounding, not the layer"
+def assert_equals_oracle(found: Found, *, without_gradient: Set[str], computed_in: torch.dtype) -> None:
+    """Picks, scores, output and all gradients; those of ``without_gradient`` are 0."""
     assert torch.equal(found.rows.long(), found.reference.rows)
     assert torch.equal(found.blocks.long(), found.reference.blocks)
-    kwargs = {"computed_in": torch.float32, "summed_terms": SUMMED_TERMS}
+    kwargs = {"computed_in": computed_in, "summed_terms": SUMMED_TERMS}
     assert_agrees(found.scores, found.reference.scores, **kwargs)
     assert_agrees(found.output, found.reference.output, **kwargs)
     assert found.gradients.keys() == found.reference_gradients.keys()
     for name, gradient in found.gradients.items():
+        assert gradient is not None, name
+        if name in without_gradient:
+            assert gradient.count_nonzero() == 0, name
+            continue
         assert gradient.count_nonzero() > 0, name
         assert_agrees(gradient, found.reference_gradients[name], **kwargs)
 
 
-@pytest.mark.parametrize("changes", ULTRAMEM_CASES)
-def test_ultramem_equals_the_oracle(layers: Layers, changes: dict[str, object]) -> None:
-    (found,) = run_distributed(1, compare, layers, layers.config(**changes))
-    assert_equals_oracle(found)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        pytest.param({}, id="projected"),
-        pytest.param({"value_dim": 16}, id="as-wide-as-the-model"),
-        pytest.param({"heads": 1, "heads_per_query": 1, "top_m": 1}, id="smallest"),
-    ],
-)
+@pytest.mark.parametrize("changes", [*ANY_VARIANT, *WITHOUT_CORES])
 def test_pkm_equals_the_oracle(layers: Layers, changes: dict[str, object]) -> None:
-    config = layers.config(variant="pkm", **changes)
-    (found,) = run_distributed(1, compare, layers, config)
-    if config.memory.top_m == 1:
-        # the softmax of one score is 1 whatever the score: nothing reaches what chose it
-        for name in ("query.weight", "keys", "x"):
-            assert found.gradients.pop(name).count_nonzero() == 0
-            found.reference_gradients.pop(name)
-    assert_equals_oracle(found)
-    assert ("projection.weight" in found.gradients) is (config.memory.value_dim != config.model.hidden)
+    check(layers, variant="pkm", **changes)
+
+
+@pytest.mark.parametrize("changes", [*ANY_VARIANT, *WITH_CORES])
+def test_ultramem_equals_the_oracle(layers: Layers, changes: dict[str, object]) -> None:
+    check(layers, **changes)
+
+
+@pytest.mark.parametrize("changes", WITH_PRE_VALUES)
+def test_ultramem_v2_equals_the_oracle(layers: Layers, changes: dict[str, object]) -> None:
+    check(layers, **{**V2, **changes})
+
+
+@pytest.mark.parametrize("changes", [{"variant": "pkm"}, {}, V2], ids=["pkm", "ultramem", "ultramem_v2"])
+def test_a_float64_layer_equals_the_oracle_to_its_last_digits(layers: Layers, changes: dict[str, object]) -> None:
+    check(layers, dtype=torch.float64, **changes)
+
+
+@pytest.mark.parametrize("variant", ["pkm", "ultramem"])
+def test_the_softmax_of_one_slot_teaches_the_table_alone(layers: Layers, variant: str) -> None:
+    """It is 1 whatever the score: nothing reaches what chose the slot."""
+    chooses = {"conv.weight", "query.weight", "query_norm.weight", "key_norm.weight", "keys", "core", "x"}
+    check(layers, without_gradient=chooses, variant=variant, softmax=True, top_m=1, auxiliary_weight=0)
+
+
+def check(
+    layers: Layers, *, dtype: torch.dtype = torch.float32, without_gradient: Set[str] = frozenset(), **changes: object
+) -> None:
+    config = layers.config(**changes)
+    (found,) = run_distributed(1, compare, layers, config, dtype)
+    assert_equals_oracle(found, without_gradient=without_gradient, computed_in=dtype)
+    memory = config.memory
+    blocks = 1 if memory.variant == "ultramem_v2" else memory.expansion
+    assert found.blocks.unique().numel() == blocks, "every block was hit"
+    straight = blocks == 1 and memory.value_dim == config.model.hidden and memory.variant != "ultramem_v2"
+    assert ("projection.weight" in found.gradients) is not straight
 
 
 # --- Tensor parallel --------------------------------------------------------------------------------------------------
@@ -171,11 +241,23 @@ def run_shared(layers: Layers, config: RunConfig, ranks: int, sequence_parallel:
     return Shared(output.detach(), x.grad, {n: g for n, g in gradients.items() if g is not None})
 
 
-@pytest.mark.parametrize("kernel", [0, 1, 2, 5])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"query_conv_kernel": 0}, id="no-conv"),
+        pytest.param({"query_conv_kernel": 1}, id="one-tap"),
+        pytest.param({"query_conv_kernel": 2}, id="two-taps"),
+        pytest.param({"query_conv_kernel": 5}, id="five-taps"),
+        pytest.param({"variant": "pkm"}, id="pkm"),
+        pytest.param(V2, id="ultramem_v2"),
+    ],
+)
 @pytest.mark.parametrize("sequence_parallel", [False, True], ids=["whole-sequence", "sequence-parallel"])
-def test_tensor_parallel_ranks_share_the_tokens(layers: Layers, sequence_parallel: bool, kernel: int) -> None:
+def test_tensor_parallel_ranks_share_the_tokens(
+    layers: Layers, sequence_parallel: bool, changes: dict[str, object]
+) -> None:
     """With 5 taps each of 2 ranks holds 4 tokens of a sequence, exactly what its neighbour needs."""
-    config = layers.config(query_conv_kernel=kernel)
+    config = layers.config(**changes)
     (alone,) = run_distributed(1, run_shared, layers, config, 1, False)
     shared = run_distributed(2, run_shared, layers, config, 2, sequence_parallel)
     kwargs = {"computed_in": torch.float32, "summed_terms": SUMMED_TERMS}
@@ -229,35 +311,97 @@ def describe(layers: Layers, config: RunConfig) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("variant", ["ultramem", "pkm"])
-def test_parameters_say_who_sums_their_gradients(layers: Layers, variant: str) -> None:
-    (found,) = run_distributed(1, describe, layers, layers.config(variant=variant))
+KINDS = [
+    pytest.param({"variant": "pkm"}, id="pkm"),
+    pytest.param({}, id="ultramem"),
+    pytest.param(V2, id="ultramem_v2"),
+]
+
+
+@pytest.mark.parametrize("changes", KINDS)
+def test_parameters_say_who_sums_their_gradients(layers: Layers, changes: dict[str, object]) -> None:
+    (found,) = run_distributed(1, describe, layers, layers.config(**changes))
     tables = {name for name, allreduce in found["allreduce"].items() if not allreduce}
-    assert tables == {"table.weight"}
+    assert tables == {"table.weight"} | ({"pre_values.table.weight"} if changes is V2 else set())
     assert {name for name, summed in found["summed over tp"].items() if not summed} == tables
     assert found["shown"] == [((8, 12), True)], "the observer sees each forward pass once"
 
 
 def test_variants_differ_in_core_penalty_and_state(layers: Layers) -> None:
-    (ultramem,) = run_distributed(1, describe, layers, layers.config())
-    assert ultramem["penalty"] > 0 and ultramem["core"] == (4, 2, 2)
-    assert ultramem["buffers"] == ["retrieval.core.left", "retrieval.core.right"], "the shuffle follows from its seed"
+    for changes in ({}, V2):
+        (found,) = run_distributed(1, describe, layers, layers.config(**changes))
+        assert found["penalty"] > 0 and found["core"] == (4, 2, 2)
+        assert found["buffers"] == ["retrieval.core.left", "retrieval.core.right"], "the shuffle follows from its seed"
     (pkm,) = run_distributed(1, describe, layers, layers.config(variant="pkm"))
     assert pkm["penalty"] is None and pkm["core"] is None and pkm["buffers"] == []
     (off,) = run_distributed(1, describe, layers, layers.config(auxiliary_weight=0))
     assert off["penalty"] is None
 
 
-def test_a_bf16_layer_computes_in_its_type(layers: Layers) -> None:
-    import dataclasses
+def checkpoint_keys(layers: Layers, config: RunConfig) -> dict[str, tuple[int, ...]]:
+    layer = layers.build(config)
+    state = layer.sharded_state_dict("memory.")
+    assert {key.removeprefix("memory.") for key in state} == set(layer.state_dict())
+    return {key: part.global_shape for key, part in state.items()}
 
-    from ultramem_megatron.config.training import Precision
 
-    config = layers.config()
-    config = dataclasses.replace(config, training=dataclasses.replace(config.training, precision=Precision.BF16))
+@pytest.mark.parametrize("changes", KINDS)
+def test_a_checkpoint_holds_all_that_a_layer_has(layers: Layers, changes: dict[str, object]) -> None:
+    config = layers.config(**changes)
+    (found,) = run_distributed(1, checkpoint_keys, layers, config)
+    assert found["memory.table.weight"] == (49, 12), "the logical table"
+    assert found.get("memory.pre_values.table.weight") == ((49, 6) if changes is V2 else None)
+    assert ("memory.retrieval.core.left" in found) is (config.memory.variant != "pkm")
+
+
+# --- Dropout ----------------------------------------------------------------------------------------------------------
+
+
+def drop(layers: Layers, config: RunConfig, tp_ranks: int) -> dict[str, Tensor]:
+    from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+
+    rank = dist.get_rank()
+    get_cuda_rng_tracker().reset()
+    get_cuda_rng_tracker().add("model-parallel-rng", 5 + rank)  # as a run seeds it: each rank its own
+    layer = layers.build(config, tp_ranks=tp_ranks)
+    x = torch.ones(POSITIONS, SEQUENCES, HIDDEN).requires_grad_()
+    before = torch.get_rng_state()
+    output = layer(x)
+    assert torch.equal(torch.get_rng_state(), before), "the default generator is left alone"
+    output.sum().backward()
+    again = layer(x).detach()
+    layer.eval()
+    return {"train": output.detach(), "again": again, "eval": layer(x).detach(), "gradient": layer.table.weight.grad}
+
+
+def test_dropout_takes_its_share_while_training(layers: Layers) -> None:
+    (found,) = run_distributed(1, drop, layers, layers.config(dropout=0.25), 1)
+    dropped = found["train"] == 0
+    assert 0.15 < dropped.float().mean() < 0.35
+    torch.testing.assert_close(found["train"][~dropped], found["eval"][~dropped] / 0.75)
+    assert (found["eval"] != 0).all() and found["gradient"].isfinite().all()
+    assert not torch.equal(found["again"] == 0, dropped), "each pass draws anew"
+    (without,) = run_distributed(1, drop, layers, layers.config(), 1)
+    assert torch.equal(without["train"], found["eval"]) and torch.equal(without["train"], without["eval"])
+
+
+def test_tensor_parallel_ranks_drop_other_entries(layers: Layers) -> None:
+    """All positions hold the same input and, without a convolution, the same output; what is dropped differs."""
+    first, second = run_distributed(2, drop, layers, layers.config(dropout=0.5, query_conv_kernel=0), 2)
+    assert torch.equal(first["train"], second["train"]), "both have the tokens of both"
+    dropped = first["train"] == 0
+    assert not torch.equal(dropped[: POSITIONS // 2], dropped[POSITIONS // 2 :])
+
+
+# --- Types ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", KINDS)
+def test_a_bf16_layer_computes_in_its_type(layers: Layers, changes: dict[str, object]) -> None:
+    config = layers.config(**changes)
 
     def run() -> tuple[Tensor, Tensor]:
-        layer = layers.build(config)
+        layer = layers.build(config, dtype=torch.bfloat16)
         x = torch.randn(4, 2, config.model.hidden, dtype=torch.bfloat16, requires_grad=True)
         output = layer(x)
         output.sum().backward()
@@ -274,12 +418,12 @@ def test_a_bf16_layer_computes_in_its_type(layers: Layers) -> None:
 # --- Initial size -----------------------------------------------------------------------------------------------------
 
 
-def initial_ratio(layers: Layers, config: RunConfig) -> tuple[float, float]:
+def initial_size(layers: Layers, config: RunConfig) -> tuple[float, float]:
+    """Variance of the output on standard normal input, and the mean score."""
     layer = layers.build(config)
     x = torch.randn(32, 4, config.model.hidden)
     with torch.no_grad():
-        scores = layer.retrieve(x).scores_hTK
-        return float(layer(x).std()) / (2 * config.model.layers) ** -0.5, float(scores.mean())
+        return float(layer(x).var()), float(layer.retrieve(x).scores_hTK.mean())
 
 
 @pytest.mark.parametrize(
@@ -290,13 +434,91 @@ def initial_ratio(layers: Layers, config: RunConfig) -> tuple[float, float]:
         pytest.param({"normalize_keys": False}, id="no-norm"),
         pytest.param({"tucker_rank": 3, "cores": 3}, id="rank-3"),
         pytest.param({"tucker_rank": 1, "cores": 1}, id="rank-1"),
+        pytest.param({"key_layout": "full"}, id="full-keys"),
+        pytest.param({"key_layout": "query_per_rank"}, id="query-per-rank"),
+        pytest.param({"side_top_m": 8}, id="fewer-candidates"),
+        pytest.param({"side_top_m": 32}, id="more-candidates"),
+        pytest.param({"variant": "pkm"}, id="pkm"),
+        pytest.param({"variant": "pkm", "expansion": 1, "value_dim": HIDDEN}, id="pkm-not-projected"),
+        pytest.param({"variant": "pkm", "normalize_keys": False}, id="pkm-no-norm"),
     ],
 )
 def test_initial_output_has_the_variance_of_a_branch(layers: Layers, changes: dict[str, object]) -> None:
     """sqrt(1 / (2 L)) on standard normal input, and mean score 1 (paper, section 4). Measured with hidden 128, 12
     layers and 2 heads: ratios 0.99 to 1.06, mean scores 0.95 to 0.99, for 16 of 256 and of 2048, 4 of 64, ranks 1, 2
     and 3, 1, 2 and 4 cores, with and without norm (CPU, 2026-11)."""
-    sizes = {"keys_per_side": 64, "top_m": 16, "key_dim": 96} | changes
-    ((ratio, mean_score),) = run_distributed(1, initial_ratio, layers, layers.config(**sizes))
-    assert 0.75 < ratio < 1.33
+    config = layers.config(**{"keys_per_side": 64, "top_m": 16, "key_dim": 96, **changes})
+    ((variance, mean_score),) = run_distributed(1, initial_size, layers, config)
+    assert 0.75 < (variance * 2 * config.model.layers) ** 0.5 < 1.33
     assert 0.75 < mean_score < 1.33
+
+
+@pytest.mark.parametrize("variant", ["pkm", "ultramem"])
+def test_softmax_weights_start_at_about_the_same_size(layers: Layers, variant: str) -> None:
+    """They add up to 1 where scores add up to m. The softmax of products is uneven, which adds up to 60 %."""
+    config = layers.config(variant=variant, softmax=True, keys_per_side=64, top_m=16, key_dim=96)
+    ((variance, mean_score),) = run_distributed(1, initial_size, layers, config)
+    assert 0.75 < (variance * 2 * config.model.layers) ** 0.5 < 1.6
+    assert mean_score == pytest.approx(1 / 16, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="expanded"),
+        pytest.param({"expansion": 1}, id="no-expansion"),
+        pytest.param({"key_layout": "query_per_rank", "side_top_m": 12}, id="query-per-rank"),
+        pytest.param({"heads": 1, "heads_per_query": 1, "top_m": 32}, id="one-head"),
+        pytest.param({"cores": 1}, id="one-core"),
+        pytest.param({"pre_value_dim": 24, "value_dim": 72}, id="one-to-three"),
+    ],
+)
+def test_initial_v2_output_has_the_variance_of_the_mlp(layers: Layers, changes: dict[str, object]) -> None:
+    """0.064 F / (2 L D), within 30 % on standard normal input, and mean score 1 (arXiv 2508.18756, appendix A)."""
+    sizes = {"keys_per_side": 64, "top_m": 16, "key_dim": 96, "value_dim": 48, "pre_value_dim": 48}
+    small = layers.config(variant="ultramem_v2", **{**sizes, **changes})
+    model = replace(small.model, hidden=64, ffn_hidden=256)
+    ((variance, mean_score),) = run_distributed(1, initial_size, layers, replace(small, model=model))
+    assert 0.7 < variance / (0.064 * model.ffn_hidden / (2 * model.layers * model.hidden)) < 1.3
+    assert 0.85 < mean_score < 1.15
+
+
+def test_value_size_of_the_published_v2(layers: Layers) -> None:
+    """227M: 20 blocks, inner width 2496 (4992 with its gate), 32 picks, both tables 192 wide: 0.068."""
+    from ultramem_megatron.memory.variants.ultramem_v2 import table_std
+    from ultramem_megatron.planning.memory_shape import memory_shape
+
+    config = layers.config(
+        **V2 | {"pre_value_dim": 192, "value_dim": 192, "heads": 1, "heads_per_query": 1},
+        top_m=32, keys_per_side=360, key_dim=192,
+    )  # fmt: skip
+    config = replace(config, model=replace(config.model, layers=20, hidden=768, ffn_hidden=2496))
+    shape = memory_shape(config)
+    assert table_std(config, shape, 0.0) == pytest.approx(0.068, abs=0.0005)
+    assert table_std(config, shape, 15.0) == pytest.approx(0.034, abs=0.0005), "a fourth root"
+    softened = replace(config, memory=replace(config.memory, softmax=True))
+    assert table_std(softened, shape, 0.0) == pytest.approx(0.068 * 32**0.5, abs=0.003)
+
+
+@pytest.mark.parametrize("changes", KINDS)
+def test_a_plain_start_is_that_of_product_keys(layers: Layers, changes: dict[str, object]) -> None:
+    """Gains of 1, values N(0, 1 / Dv), pre-values N(0, 1 / Dp), cores U(0, 1)."""
+    config = layers.config(**changes, initialization="plain", keys_per_side=40, key_dim=96)
+
+    def measure() -> dict[str, Any]:
+        layer = layers.build(config)
+        x = torch.randn(64, 4, config.model.hidden)
+        weights = {name: p.detach() for name, p in layer.named_parameters()}
+        return {
+            "sides": float(layer.retrieval.side_scores(x).detach().std()),
+            "values": float(weights["table.weight"].std()),
+            "pre-values": float(weights["pre_values.table.weight"].std()) if changes is V2 else None,
+            "core": weights.get("retrieval.core.weight"),
+        }
+
+    (found,) = run_distributed(1, measure)
+    assert found["sides"] == pytest.approx(1, abs=0.1)
+    assert found["values"] == pytest.approx(12**-0.5, rel=0.03)
+    assert found["pre-values"] == (pytest.approx(6**-0.5, rel=0.03) if changes is V2 else None)
+    if found["core"] is not None:
+        assert 0 < found["core"].min() < 0.2 and 0.8 < found["core"].max() < 1

@@ -74,6 +74,83 @@ def test_small_changes_never_flip_them(core: Any) -> None:
     assert (core.left.sum(-1) < 0).any(), "the convention of the start would have flipped some"
 
 
+@pytest.fixture
+def unsure_signs(monkeypatch: pytest.MonkeyPatch) -> torch.Generator:
+    """From now on ``torch.linalg.svd`` negates pairs of singular vectors by chance, as another LAPACK may."""
+    generator, svd = torch.Generator().manual_seed(0), torch.linalg.svd
+
+    def turned(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        left, values, right = svd(matrix)
+        sign = torch.randint(2, values.shape, generator=generator) * 2 - 1
+        return left * sign.unsqueeze(-2), values, right * sign.unsqueeze(-1)
+
+    monkeypatch.setattr(torch.linalg, "svd", turned)
+    return generator
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        pytest.param([[2.0, 1.0], [0.5, 1.0]], id="positive"),
+        pytest.param([[-2.0, 1.0], [0.5, -1.0]], id="mixed"),
+        pytest.param([[1.0, -1.0], [-1.0, 1.0]], id="sum-of-zero"),
+        pytest.param([[2.0, 0.0], [0.0, 1.0]], id="an-axis"),
+    ],
+)
+def test_the_sign_is_not_lapacks(
+    unsure_signs: torch.Generator, entries: list[list[float]], megatron: ModuleType
+) -> None:
+    """Ten fresh cores agree, and then follow a core whose leading vector jumps to one at right angles to it."""
+    cores = []
+    for _ in range(10):
+        fresh = one_core(entries)
+        fresh.refresh()
+        cores.append([fresh.left.clone(), fresh.right.clone()])
+        with torch.no_grad():
+            quarter = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
+            fresh.weight.copy_(quarter @ fresh.weight @ quarter.T)
+        fresh.refresh()
+        cores[-1] += [fresh.left.clone(), fresh.right.clone()]
+        assert (cores[-1][0] * cores[-1][2]).sum().abs() < 1e-6, "at right angles"
+    assert all(torch.equal(a, b) for found in cores for a, b in zip(found, cores[0], strict=True))
+    rebuilt = torch.einsum("ha,hab,hb->h", cores[0][0], torch.tensor([entries]), cores[0][1])
+    assert rebuilt > 0, "u and t belong together"
+
+
+def one_core(entries: list[list[float]]) -> Any:
+    from ultramem_megatron.memory.tucker import TuckerCore
+
+    core = TuckerCore(1, 1, 2, torch.float32)
+    with torch.no_grad():
+        core.weight.copy_(torch.tensor(entries))
+    return core
+
+
+def test_through_the_mirror_and_back(megatron: ModuleType) -> None:
+    """Of rank 2, half a turn of both sides leads a core back to itself, and its pair to the opposite: what a core
+    chooses depends on where it has been. The way back undoes it, to the last digit of fp32."""
+    start = torch.tensor([[2.0, 1.0], [0.5, 1.0]])
+    core = one_core(start.tolist())
+    core.refresh()
+    first = core.left.clone(), core.right.clone()
+
+    def turn(steps: range) -> None:
+        for step in steps:
+            angle = torch.tensor(torch.pi * step / 30)
+            rotation = torch.tensor([[angle.cos(), -angle.sin()], [angle.sin(), angle.cos()]])
+            with torch.no_grad():
+                core.weight.copy_(rotation @ start @ rotation.T)
+            core.refresh()
+
+    turn(range(1, 31))
+    torch.testing.assert_close(core.weight.detach()[0, 0], start)
+    torch.testing.assert_close(core.left, -first[0])
+    torch.testing.assert_close(core.right, -first[1])
+    turn(range(29, -1, -1))
+    torch.testing.assert_close(core.left, first[0])
+    torch.testing.assert_close(core.right, first[1])
+
+
 def test_refresh_is_deterministic_and_idempotent(core: Any) -> None:
     left, right = core.left.clone(), core.right.clone()
     core.refresh()

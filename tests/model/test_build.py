@@ -16,18 +16,58 @@ from ultramem_megatron.testing.distributed import run_distributed
         (),
         ("model.gated_mlp=true", "model.tie_embeddings=true"),
         ("memory.query_conv_kernel=0", "memory.normalize_keys=false", "memory.expansion=9", "memory.value_dim=16"),
+        ("model.experts=5", "model.expert_ffn_hidden=12", "model.gated_mlp=true"),
     ],
-    ids=["plain", "gated-and-tied", "other-memory"],
+    ids=["plain", "gated-and-tied", "other-memory", "experts"],
 )
 def test_parameters_are_as_many_as_planned(models: Any, variant: str, overrides: tuple[str, ...]) -> None:
     config = models.config(f"memory.variant={variant}", *overrides)
     counts = count_parameters(config)
     sizes = {key: weight.numel() for key, weight in models.whole_weights(1, config).items()}
-    tables = sum(size for key, size in sizes.items() if key.endswith("table.weight"))
-    memory = sum(size for key, size in sizes.items() if key.startswith("memory."))
-    assert tables == counts.tables
-    assert memory - tables == counts.memory_dense
-    assert sum(sizes.values()) == counts.total_without_embedding + counts.embedding
+    norms = {key for key in sizes if "norm" in key}
+
+    def total(start: str = "", end: str = "") -> int:
+        return sum(n for key, n in sizes.items() if key not in norms and key.startswith(start) and key.endswith(end))
+
+    assert total(end="table.weight") == counts.tables
+    assert total(start="memory.") - counts.tables == counts.memory_dense
+    assert total(start="decoder.layers.mlp.experts.") == counts.experts
+    assert total(end="router.weight") == counts.router
+    assert sum(sizes[key] for key in norms) == counts.norms
+    assert total() == counts.total_without_embedding + counts.embedding
+
+
+@pytest.mark.parametrize("gated", [False, True], ids=["gelu", "swiglu"])
+@pytest.mark.parametrize("variant", ["none", "ultramem"])
+def test_experts_stand_in_place_of_each_mlp(models: Any, gated: bool, variant: str) -> None:
+    config = models.config(
+        f"memory.variant={variant}", f"model.gated_mlp={gated}", "model.experts=5", "model.expert_ffn_hidden=12"
+    )
+    sizes = {key: weight.numel() for key, weight in models.whole_weights(1, config).items()}
+    # megatron-core files the norm before the MLP under the MLP's first matrix, which is not there with experts
+    norm = sizes.pop("decoder.layers.mlp.linear_fc1.layer_norm_weight")
+    mlps = {key.removeprefix("decoder.layers.mlp."): size for key, size in sizes.items() if ".mlp." in key}
+    layers, experts, hidden, width = 4, 5, 16, 12
+    assert norm == layers * hidden
+    assert mlps == {
+        "router.weight": layers * experts * hidden,
+        "experts.experts.linear_fc1.weight": layers * experts * hidden * width * (2 if gated else 1),
+        "experts.experts.linear_fc2.weight": layers * experts * hidden * width,
+    }
+
+
+@pytest.mark.parametrize(("variant", "own_buffers"), [("none", True), ("ultramem", False)])
+def test_experts_have_the_expert_buffers_unless_tables_do(models: Any, variant: str, own_buffers: bool) -> None:
+    """In every layout, one process included: a checkpoint of one must have the optimizers of all."""
+    config = models.config(f"memory.variant={variant}", "model.experts=4", "model.expert_ffn_hidden=12")
+
+    def names_in_expert_buffers() -> list[str]:
+        (chunk,) = models.build(config)
+        return [name for name, parameter in chunk.named_parameters() if not getattr(parameter, "allreduce", True)]
+
+    (names,) = run_distributed(1, names_in_expert_buffers)
+    assert {"experts" in name for name in names} == {own_buffers}
+    assert len(names) == (4 * 4 * 2 if own_buffers else 2), "two matrices of each expert, or two tables"
 
 
 @pytest.mark.slow
@@ -35,7 +75,7 @@ def test_splitting_makes_no_parameters(models: Any) -> None:
     config = models.config("parallelism.tensor=2", "parallelism.pipeline=2")
     counts = count_parameters(config)
     sizes = [weight.numel() for weight in models.whole_weights(4, config).values()]
-    assert sum(sizes) == counts.total_without_embedding + counts.embedding
+    assert sum(sizes) == counts.total_without_embedding + counts.norms + counts.embedding
 
 
 def describe(models: Any, config: Any) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ LAYOUTS = [
     ),
 ]
 GATED = ("model.gated_mlp=true",)
+EXPERTS = ("memory.variant=none", "model.experts=4", "model.expert_ffn_hidden=12", "model.gated_mlp=true")
 TIED = ("model.tie_embeddings=true", "model.embedding_init_std=0.5")
 
 
@@ -54,6 +55,34 @@ def test_every_layout_starts_from_the_same_model(
 def test_other_models_start_the_same_too(models: Any, overrides: tuple[str, ...], shape: tuple[str, ...]) -> None:
     one, other = models.whole_weights(1, models.config(*shape)), models.config(*shape, *overrides)
     assert_same_model(one, models.whole_weights(2, other))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "overrides"),
+    [
+        pytest.param(2, ("parallelism.expert=2",), id="ep2"),
+        pytest.param(
+            4,
+            ("parallelism.expert=2", "parallelism.tensor=2", "parallelism.sequence=true"),
+            id="ep2-tp2",
+            marks=SLOW,
+        ),
+        pytest.param(4, ("parallelism.expert=2", "parallelism.pipeline=2"), id="ep2-pp2", marks=SLOW),
+    ],
+)
+def test_experts_start_the_same_wherever_they_are(models: Any, ranks: int, overrides: tuple[str, ...]) -> None:
+    one, other = models.config(*EXPERTS), models.config(*EXPERTS, *overrides)
+    assert_same_model(models.whole_weights(1, one), models.whole_weights(ranks, other))
+
+
+def test_experts_differ_and_have_the_spreads_of_an_mlp(models: Any) -> None:
+    weights = models.whole_weights(1, models.config(*EXPERTS, "model.hidden=64", "model.expert_ffn_hidden=48"))
+    prefix = "decoder.layers.mlp."
+    first, second = (weights[f"{prefix}experts.experts.linear_fc{n}.weight"] for n in (1, 2))
+    assert first.shape == (4, 4, 2 * 48, 64) and second.shape == (4, 4, 64, 48), "[blocks, experts, ...]"
+    for weight, std in ((first, 0.02), (second, 0.02 / math.sqrt(8)), (weights[f"{prefix}router.weight"], 0.02)):
+        assert float(weight.std()) == pytest.approx(std, rel=5 / math.sqrt(2 * weight.numel()))
+        assert weight.unique().numel() > 0.99 * weight.numel()
 
 
 def test_the_seed_decides(models: Any, alone: dict[str, Tensor]) -> None:

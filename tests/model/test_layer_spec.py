@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -42,8 +43,9 @@ def trace(models: Any, config: Any) -> dict[str, Any]:
     return {"with": with_memory, "without": seen}
 
 
-def test_a_span_reads_the_normed_mlp_input_and_adds_to_its_last_block(models: Any) -> None:
-    (found,) = run_distributed(1, trace, models, models.config("memory.spans=2:3"))
+@pytest.mark.parametrize("overrides", [(), ("model.experts=4", "model.expert_ffn_hidden=24")], ids=["mlp", "experts"])
+def test_a_span_reads_the_normed_mlp_input_and_adds_to_its_last_block(models: Any, overrides: tuple[str, ...]) -> None:
+    (found,) = run_distributed(1, trace, models, models.config("memory.spans=2:3", *overrides))
     with_memory, without = found["with"], found["without"]
     assert torch.equal(with_memory["read"], with_memory["mlp 2"])
     assert with_memory["memory"].count_nonzero() > 0

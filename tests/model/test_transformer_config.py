@@ -13,8 +13,6 @@ from ultramem_megatron.config.run import RunConfig
 FIXED = {
     "normalization": "RMSNorm",
     "add_bias_linear": False,
-    "attention_dropout": 0.0,
-    "hidden_dropout": 0.0,
     "gradient_accumulation_fusion": False,
     "bias_activation_fusion": False,
     "bias_dropout_fusion": False,
@@ -34,9 +32,27 @@ def make_config(*overrides: str) -> RunConfig:
 
 SPLIT = (
     *("model.layers=8", "model.hidden=96", "model.ffn_hidden=200", "model.heads=8", "model.norm_epsilon=1e-6"),
-    *("model.gated_mlp=true", "training.precision=bf16"),
+    *("model.gated_mlp=true", "model.dropout=0.1", "training.precision=bf16"),
     *("parallelism.tensor=4", "parallelism.pipeline=2", "parallelism.virtual_pipeline=2", "parallelism.sequence=true"),
 )
+DEFAULTS = {
+    "num_layers": 4,
+    "hidden_size": 128,
+    "ffn_hidden_size": 512,
+    "num_attention_heads": 4,
+    "layernorm_epsilon": 1e-5,
+    "gated_linear_unit": False,
+    "activation_func": F.gelu,
+    "attention_dropout": 0.0,
+    "hidden_dropout": 0.0,
+    "tensor_model_parallel_size": 1,
+    "pipeline_model_parallel_size": 1,
+    "virtual_pipeline_model_parallel_size": None,
+    "sequence_parallel": False,
+    "params_dtype": torch.float32,
+    "pipeline_dtype": torch.float32,
+    "bf16": False,
+}
 EXPECTED = [
     pytest.param(
         SPLIT,
@@ -48,6 +64,8 @@ EXPECTED = [
             "layernorm_epsilon": 1e-6,
             "gated_linear_unit": True,
             "activation_func": F.silu,
+            "attention_dropout": 0.1,
+            "hidden_dropout": 0.1,
             "tensor_model_parallel_size": 4,
             "pipeline_model_parallel_size": 2,
             "virtual_pipeline_model_parallel_size": 2,
@@ -60,23 +78,28 @@ EXPECTED = [
     ),
     pytest.param(
         ("training.precision=fp32",),
-        {
-            "num_layers": 4,
-            "hidden_size": 128,
-            "ffn_hidden_size": 512,
-            "num_attention_heads": 4,
-            "layernorm_epsilon": 1e-5,
-            "gated_linear_unit": False,
-            "activation_func": F.gelu,
-            "tensor_model_parallel_size": 1,
-            "pipeline_model_parallel_size": 1,
-            "virtual_pipeline_model_parallel_size": None,
-            "sequence_parallel": False,
-            "params_dtype": torch.float32,
-            "pipeline_dtype": torch.float32,
-            "bf16": False,
-        },
+        DEFAULTS,
         id="defaults",
+    ),
+    pytest.param(
+        (
+            *("training.precision=fp32", "parallelism.expert=2", "model.experts=6", "model.experts_per_token=3"),
+            *("model.expert_ffn_hidden=40", "model.expert_balance_weight=0.5"),
+        ),
+        DEFAULTS
+        | {
+            "num_moe_experts": 6,
+            "moe_ffn_hidden_size": 40,
+            "expert_model_parallel_size": 2,
+            "moe_router_topk": 3,
+            "moe_router_score_function": "softmax",
+            "moe_router_pre_softmax": False,
+            "moe_router_dtype": "fp32",
+            "moe_router_load_balancing_type": "aux_loss",
+            "moe_aux_loss_coeff": 0.5,
+            "moe_token_dispatcher_type": "alltoall",
+        },
+        id="experts",
     ),
 ]
 
@@ -105,3 +128,13 @@ def test_megatron_keeps_what_it_is_given(
     built = transformer_config(make_config(*overrides))
     for name, value in (FIXED | expected).items():
         assert getattr(built, name) == value, name
+
+
+EXPERTS = ("model.experts=4", "model.expert_ffn_hidden=64", "parallelism.tensor=2")
+
+
+def test_a_single_expert_is_weighed_against_all(megatron: ModuleType) -> None:
+    from ultramem_megatron.model.transformer_config import transformer_config
+
+    config = make_config(*EXPERTS, "parallelism.sequence=true", "model.experts_per_token=1")
+    assert transformer_config(config).moe_router_pre_softmax is True

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.testing.distributed import run_distributed
-from ultramem_megatron.testing.tiny import tiny_config
+from ultramem_megatron.testing.tiny import EXPERTS, tiny_config
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="forked ranks need a machine without CUDA")
 
@@ -63,6 +63,32 @@ def test_rates_decay_and_types(megatron: ModuleType, precision: str) -> None:
         assert gradient is torch.float32, name
         assert weight is (torch.float32 if precision == "fp32" else torch.bfloat16), name
     assert {dimensions for *_, dimensions in seen.values()} >= {1, 2}
+
+
+def expert_state(config: RunConfig) -> tuple[int, int]:
+    """Elements of optimizer state on this rank: of experts, of all else."""
+    state = build(config)
+    names = {parameter: name for chunk in state.chunks for name, parameter in chunk.named_parameters()}
+    counts = [0, 0]
+    for part in state.optimizer.chained_optimizers:
+        for parameter, held in part.model_param_gbuf_map.items():
+            counts["local_experts" not in names[parameter]] += held_elements(part, parameter, held)
+    return counts[0], counts[1]
+
+
+def held_elements(part: Any, parameter: Any, place: tuple[int, Any, int]) -> int:
+    """Elements of ``parameter`` in this rank's range of the buffer at ``place``."""
+    buffer, dtype, bucket = place
+    held = part.gbuf_ranges[buffer][dtype][bucket]["param_map"][parameter]["param"]
+    return int(held.size)
+
+
+@pytest.mark.parametrize("expert", [1, 2])
+def test_state_of_experts_is_held_once(megatron: ModuleType, expert: int) -> None:
+    shares = run_distributed(2, expert_state, tiny_config(*EXPERTS, f"parallelism.expert={expert}"))
+    ((experts, rest),) = run_distributed(1, expert_state, tiny_config(*EXPERTS))
+    assert experts == 2 * 4 * 2 * 32 * 48
+    assert [sum(parts) for parts in zip(*shares, strict=True)] == [experts, rest]
 
 
 def share_of_state(config: RunConfig) -> tuple[int, int]:

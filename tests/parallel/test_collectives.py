@@ -6,7 +6,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ultramem_megatron.parallel.channel import Channel, Traffic
-from ultramem_megatron.parallel.collectives import all_gather_tokens, all_to_all, exchange_sizes
+from ultramem_megatron.parallel.collectives import (
+    all_gather_tokens,
+    all_to_all,
+    exchange_sizes,
+    reduce_scatter_tokens,
+)
 from ultramem_megatron.testing.distributed import run_distributed
 
 # Letters: P ranks, T tokens of a rank, G of all.
@@ -93,6 +98,21 @@ def test_gradients_of_bf16_are_summed_in_fp32() -> None:
     assert [grad.item() for grad in run_distributed(3, gather_small_and_large)] == [258.0] * 3
 
 
+def there_and_back() -> tuple[Tensor, Tensor]:
+    channel = Channel(dist.group.WORLD)
+    x = torch.full((3, 1), 1 + 2.0**-40, dtype=torch.float64, requires_grad=True)
+    everyones = all_gather_tokens(reduce_scatter_tokens(x, [1, 1, 1], channel), [1, 1, 1], channel)
+    everyones.backward(x.detach())
+    assert x.grad is not None
+    return everyones.detach(), x.grad
+
+
+def test_fp64_stays_fp64() -> None:
+    for everyones, grad in run_distributed(3, there_and_back):
+        assert everyones.tolist() == grad.tolist() == [[3 * (1 + 2.0**-40)]] * 3
+        assert everyones.dtype is grad.dtype is torch.float64
+
+
 def gather_integers() -> Tensor:
     channel = Channel(dist.group.WORLD)
     out = all_gather_tokens(torch.full((2, 3), channel.rank, dtype=torch.uint8), [2, 2], channel)
@@ -104,6 +124,42 @@ def gather_integers() -> Tensor:
 def test_integers_are_gathered_without_gradient() -> None:
     for out in run_distributed(2, gather_integers):
         assert out.tolist() == [[0] * 3] * 2 + [[1] * 3] * 2
+
+
+def reduce(tokens: list[int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Traffic]:
+    channel = Channel(dist.group.WORLD)
+    x = rows_of(channel.rank, sum(tokens), dtype).requires_grad_()
+    given = x.detach().clone()
+    out = reduce_scatter_tokens(x, tokens, channel)
+    assert torch.equal(x, given), "what was given is left as it was"
+    # not contiguous, as gradients of transposed results are
+    out.backward(rows_of(channel.rank, tokens[channel.rank], dtype).T.contiguous().T)
+    assert x.grad is not None
+    return out.detach(), x.grad, channel.traffic
+
+
+@pytest.mark.parametrize("tokens", TOKENS, ids=["equal", "ragged", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_parts_are_summed_at_home_and_gradients_gathered(tokens: list[int], dtype: torch.dtype) -> None:
+    parts = [rows_of(p, sum(tokens), dtype).float() for p in range(3)]
+    summed = torch.stack(parts).sum(dim=0).to(dtype).split(tokens)
+    gradients = torch.cat([rows_of(p, tokens[p], dtype) for p in range(3)])
+    for rank, (home, grad, traffic) in enumerate(run_distributed(3, reduce, tokens, dtype)):
+        assert torch.equal(home, summed[rank])
+        assert torch.equal(grad, gradients)
+        assert home.dtype is grad.dtype is dtype
+        assert traffic.forward_bytes == (sum(tokens) - tokens[rank]) * WIDTH * 4, "parts travel in fp32"
+        assert traffic.backward_bytes == 2 * tokens[rank] * WIDTH * dtype.itemsize
+
+
+def reduce_small_and_large() -> Tensor:
+    channel = Channel(dist.group.WORLD)
+    x = torch.full((3, 1), 256.0 if channel.rank == 0 else 1.0, dtype=torch.bfloat16)
+    return reduce_scatter_tokens(x, [1, 1, 1], channel)
+
+
+def test_parts_of_bf16_are_summed_in_fp32() -> None:
+    assert [home.item() for home in run_distributed(3, reduce_small_and_large)] == [258.0] * 3
 
 
 def test_traffic_starts_anew() -> None:

@@ -1,4 +1,4 @@
-"""Process groups: the ranks that the grid names, and the expert groups of megatron-core that tables ride on."""
+"""Process groups: the ranks that the grid names, and what megatron-core's modules, DDP and optimizer are given."""
 
 from types import ModuleType
 
@@ -16,16 +16,25 @@ def ranks_of(group: dist.ProcessGroup) -> tuple[int, ...]:
     return tuple(dist.get_process_group_ranks(group))
 
 
-def report(grid: RankGrid, virtual: int) -> dict[str, object]:
+EXPERT_GROUPS = ("ep", "expt_tp", "tp_ep", "expt_dp", "intra_expt_dp", "tp_ep_pp")
+
+
+def report(grid: RankGrid, virtual: int, expert: int = 1, value_tables: bool = True) -> dict[str, object]:
     from ultramem_megatron.parallel.groups import build_groups, destroy_groups
 
-    groups = build_groups(grid, virtual_pipeline=virtual, seed=1, device=torch.device("cpu"))
+    groups = build_groups(
+        grid,
+        expert=expert,
+        value_tables=value_tables,
+        virtual_pipeline=virtual,
+        seed=1,
+        device=torch.device("cpu"),
+    )
     found: dict[str, object] = {
         "mem": ranks_of(groups.mem),
         "mem_dp": ranks_of(groups.mem_dp),
-        "expt_dp": ranks_of(groups.mcore.expt_dp),
-        "intra_expt_dp": ranks_of(groups.mcore.intra_expt_dp),
-        "tp_ep_pp": ranks_of(groups.mcore.tp_ep_pp),
+        "modules": {name: ranks_of(getattr(groups.mcore, name)) for name in EXPERT_GROUPS},
+        "gradients": {name: ranks_of(getattr(groups.gradients, name)) for name in EXPERT_GROUPS},
         "tp": ranks_of(groups.tp),
         "dp_cp": ranks_of(groups.dp_cp),
         "data": (groups.data_rank, groups.data_ranks),
@@ -56,10 +65,38 @@ def test_groups_are_those_of_the_grid(megatron: ModuleType, tensor: int, pipelin
     for rank, found in enumerate(run_distributed(WORLD, report, grid, virtual)):
         stage, in_stage = divmod(rank, WORLD // pipeline)
         assert found["mem"] == own(grid.mem, rank)
-        assert found["mem_dp"] == found["expt_dp"] == found["intra_expt_dp"] == own(grid.mem_dp, rank)
-        assert found["tp_ep_pp"] == own(grid.mem_pp, rank)
+        reduced = found["gradients"]
+        assert isinstance(reduced, dict)
+        assert found["mem_dp"] == reduced["expt_dp"] == reduced["intra_expt_dp"] == own(grid.mem_dp, rank)
+        assert reduced["tp_ep_pp"] == own(grid.mem_pp, rank)
         assert found["tp"] == tuple(range(rank - rank % tensor, rank - rank % tensor + tensor))
         first = stage * (WORLD // pipeline) + rank % tensor
         assert found["dp_cp"] == tuple(range(first, (stage + 1) * (WORLD // pipeline), tensor))
         assert found["data"] == (in_stage // tensor, WORLD // pipeline // tensor)
         assert found["stage"] == (stage, stage == pipeline - 1)
+
+
+def test_experts_are_shared_by_data_parallel_ranks(megatron: ModuleType) -> None:
+    """tensor = 2 and expert = 2 on 4 ranks: ranks 0 and 2 share the experts' first halves, 1 and 3 the second ones."""
+    grid = build_rank_grid(world_size=WORLD, tensor=2, pipeline=1, memory_parallel_size=1)
+    for rank, found in enumerate(run_distributed(WORLD, report, grid, 1, 2, False)):
+        pair = (rank - rank % 2, rank - rank % 2 + 1)
+        assert found["modules"] == {
+            "ep": (rank % 2, rank % 2 + 2),
+            "expt_tp": pair,
+            "tp_ep": (0, 1, 2, 3),
+            "expt_dp": (rank,),
+            "intra_expt_dp": (rank,),
+            "tp_ep_pp": (0, 1, 2, 3),
+        }
+        assert found["gradients"] == found["modules"]
+
+
+def test_modules_do_not_see_the_memory_groups(megatron: ModuleType) -> None:
+    """Experts beside value tables are data parallel, whatever ranks hold the same shard of a table."""
+    grid = build_rank_grid(world_size=2, tensor=1, pipeline=1, memory_parallel_size=2)
+    for rank, found in enumerate(run_distributed(2, report, grid, 1)):
+        modules, gradients = found["modules"], found["gradients"]
+        assert isinstance(modules, dict) and isinstance(gradients, dict)
+        assert (modules["expt_dp"], modules["tp_ep_pp"]) == ((0, 1), (rank,))
+        assert (gradients["expt_dp"], gradients["tp_ep_pp"]) == ((rank,), (0, 1))

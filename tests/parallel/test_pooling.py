@@ -1,11 +1,13 @@
-"""Reading rows and pooling them, on one process, against cases by hand and the oracle."""
+"""Reading rows, pooling and multiplying them, on one process, against cases by hand and the oracle."""
 
 import itertools
 
 import pytest
 import torch
+from torch import Tensor
 
-from ultramem_megatron.parallel.partition.pooling import pool, read_rows
+from ultramem_megatron.parallel.partition import pooling
+from ultramem_megatron.parallel.partition.pooling import multiply_rows, pool, read_rows
 from ultramem_megatron.testing.reference_layer import reference_pooling
 from ultramem_megatron.testing.tolerances import assert_agrees
 
@@ -90,3 +92,115 @@ def test_pool_sums_bf16_in_fp32() -> None:
 def test_pool_of_no_tokens() -> None:
     pooled = pool(torch.zeros(0, K, V), torch.zeros(0, K, dtype=torch.uint8), torch.zeros(2, 0, K), 4, range(V), V)
     assert pooled.shape == (0, 4, V)
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+def test_gradients_of_a_lookup_are_its_derivatives(cores: int) -> None:
+    rows_TK, blocks_TK = torch.randint(N, (T, K)), torch.randint(2, (T, K))
+    table = torch.randn(N, V, dtype=torch.float64, requires_grad=True)
+    scores = torch.randn(cores, T, K, dtype=torch.float64, requires_grad=True)
+
+    def look_up(table_NV: Tensor, scores_hTK: Tensor) -> Tensor:
+        return pool(read_rows(table_NV, rows_TK), blocks_TK, scores_hTK, 2, range(V), V)
+
+    assert torch.autograd.gradcheck(look_up, (table, scores))
+
+
+# --- Inner products ---------------------------------------------------------------------------------------------------
+
+
+def test_products_by_hand() -> None:
+    """Vectors (1 10) and (2 0) against rows (1 2) (3 4) (5 6); a gradient of 1 for each pick, of 10 for the last."""
+    table = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], requires_grad=True)
+    vectors = torch.tensor([[1.0, 10.0], [2.0, 0.0]], requires_grad=True)
+    products = multiply_rows(table, torch.tensor([[0, 2], [2, 2]], dtype=torch.int32), vectors)
+    assert products.tolist() == [[21.0, 65.0], [10.0, 10.0]]
+    products.backward(torch.tensor([[1.0, 1.0], [1.0, 10.0]]))
+    assert table.grad is not None and vectors.grad is not None
+    assert table.grad.tolist() == [[1.0, 10.0], [0.0, 0.0], [23.0, 10.0]]
+    assert vectors.grad.tolist() == [[6.0, 8.0], [55.0, 66.0]]
+
+
+@pytest.mark.parametrize("part_elements", [1, 2 * K * V, 3 * K * V, 2**24], ids=["token", "halves", "uneven", "all"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_products_do_not_depend_on_the_parts(
+    monkeypatch: pytest.MonkeyPatch, part_elements: int, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(pooling, "PART_ELEMENTS", part_elements)
+    table, vectors = (torch.randn(n, V).to(dtype).requires_grad_() for n in (N, T))
+    rows_TK, cotangent_TK = torch.randint(N, (T, K)), torch.randn(T, K)
+    products = multiply_rows(table, rows_TK, vectors)
+    products.backward(cotangent_TK)
+
+    wide = [x.detach().double().requires_grad_() for x in (table, vectors)]
+    expected = (wide[0][rows_TK] * wide[1].unsqueeze(1)).sum(dim=2)
+    expected.backward(cotangent_TK.double())
+    assert products.dtype is torch.float32
+    assert_agrees(products, expected.detach(), computed_in=torch.float32)
+    for given, exact in zip((table, vectors), wide, strict=True):
+        assert given.grad is not None and exact.grad is not None
+        assert given.grad.dtype is dtype
+        assert_agrees(given.grad, exact.grad, computed_in=dtype)
+
+
+def test_gradients_of_products_are_their_derivatives() -> None:
+    rows_TK = torch.randint(N, (T, K))
+    inputs = [torch.randn(n, V, dtype=torch.float64, requires_grad=True) for n in (N, T)]
+    assert torch.autograd.gradcheck(lambda table, vectors: multiply_rows(table, rows_TK, vectors), inputs)
+
+
+def test_products_of_bf16_are_exact_in_fp32() -> None:
+    """1 + 2^-8 has no bf16, and its square no bf16 either: only the factors are rounded."""
+    table = torch.tensor([[1.0, 2.0**-8]], dtype=torch.bfloat16)
+    products = multiply_rows(table, torch.tensor([[0]]), torch.ones(1, 2, dtype=torch.bfloat16))
+    assert products.item() == 1 + 2.0**-8
+
+
+def test_products_of_no_tokens() -> None:
+    table, vectors = torch.randn(N, V, requires_grad=True), torch.randn(0, V, requires_grad=True)
+    products = multiply_rows(table, torch.zeros(0, K, dtype=torch.int32), vectors)
+    products.sum().backward()
+    assert products.shape == (0, K)
+    assert table.grad is not None and table.grad.count_nonzero() == 0
+    assert vectors.grad is not None and vectors.grad.shape == (0, V)
+
+
+def test_the_rows_of_products_are_not_kept_for_the_backward_pass() -> None:
+    kept: list[int] = []
+
+    def count(x: Tensor) -> Tensor:
+        kept.append(x.numel())
+        return x
+
+    table, vectors = torch.randn(N, V, requires_grad=True), torch.randn(T, V, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+        multiply_rows(table, torch.randint(N, (T, K)), vectors)
+    assert sorted(kept) == sorted([N * V, T * K, T * V]), "the table itself, row numbers, vectors"
+
+
+def test_only_who_asks_gets_a_gradient_of_products() -> None:
+    rows_TK = torch.randint(N, (T, K))
+    frozen, vectors = torch.nn.Parameter(torch.randn(N, V), requires_grad=False), torch.randn(T, V, requires_grad=True)
+    frozen.main_grad = torch.zeros(N, V)  # type: ignore[attr-defined]
+    multiply_rows(frozen, rows_TK, vectors).sum().backward()
+    assert frozen.main_grad.count_nonzero() == 0 and frozen.grad is None  # type: ignore[attr-defined]
+    assert vectors.grad is not None
+    torch.testing.assert_close(vectors.grad, frozen[rows_TK].sum(dim=1))
+
+    table = torch.nn.Parameter(torch.randn(N, V))
+    table.main_grad = torch.ones(N, V)  # type: ignore[attr-defined]
+    constant = torch.randn(T, V)
+    multiply_rows(table, rows_TK, constant).sum().backward()
+    expected = torch.ones(N, V).index_add(0, rows_TK.flatten(), constant.repeat_interleave(K, dim=0))
+    torch.testing.assert_close(table.main_grad, expected)
+    assert table.grad is not None and table.grad.untyped_storage().size() == 0
+
+
+def test_a_table_that_changed_before_the_backward_pass_is_refused() -> None:
+    """The rows are read again, and would be others."""
+    table, vectors = torch.randn(N, V, requires_grad=True), torch.randn(T, V, requires_grad=True)
+    products = multiply_rows(table, torch.randint(N, (T, K)), vectors)
+    with torch.no_grad():
+        table.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        products.sum().backward()

@@ -14,10 +14,12 @@ from ultramem_megatron.planning.comm_cost import (
     LookupShape,
     dimension_wise_bytes,
     number_wise_bytes,
+    partition_bytes,
     table_sync_bytes,
 )
 from ultramem_megatron.planning.enumerate import enumerate_candidates
 from ultramem_megatron.planning.plan import Candidate, Rejection
+from ultramem_megatron.planning.report import summary
 from ultramem_megatron.units import MIB
 
 MakeConfig = Callable[..., RunConfig]
@@ -188,6 +190,46 @@ def test_a_width_that_does_not_divide_rules_out_dimension_wise(
     assert (out.feasible, out.rejected_by) == (False, Rejection.SHAPE)
     assert out.reason == "memory.value_dim = 4 does not divide by 3"
     assert plan.partition == PartitionName.NUMBER_WISE
+
+
+V2 = ("memory.variant=ultramem_v2", "memory.pre_value_dim=4")
+
+
+@pytest.mark.parametrize(
+    ("value_dim", "reason"),
+    [
+        (24, "memory.pre_value_dim = 4 does not divide by 3"),
+        (8, "memory.value_dim = 8 does not divide by 3 and memory.pre_value_dim = 4 does not divide by 3"),
+    ],
+)
+def test_dimension_wise_splits_the_pre_values_too(
+    make_config: MakeConfig, make_cluster: MakeCluster, value_dim: int, reason: str
+) -> None:
+    overrides = (*V2, f"memory.value_dim={value_dim}", "memory.parallel_size=3")
+    out = by_label(choose_plan(make_config(*overrides), make_cluster(3)).candidates)["dimension_wise over 3 ranks"]
+    assert (out.feasible, out.rejected_by, out.reason) == (False, Rejection.SHAPE, reason)
+    with pytest.raises(PlanError, match=r"memory.parallel_size, memory.value_dim or memory.pre_value_dim$"):
+        choose_plan(make_config(*overrides, "memory.partition=dimension_wise"), make_cluster(3))
+
+
+def test_bytes_of_a_step_with_pre_values(make_config: MakeConfig, make_cluster: MakeCluster) -> None:
+    """As above, one pooled vector, and a second table of 1024 x 12; halves have 3 copies, thirds 2."""
+    shape = LookupShape(tokens=64, picks=8, value_dim=24, element_bytes=4, cores=2, pre_value_dim=12)
+    config = make_config("memory.variant=ultramem_v2", "memory.pre_value_dim=12")
+    plan = choose_plan(config, make_cluster(6))
+    assert "2 tables of 1,024 rows x 24 and as many pre-values x 12, at" in " ".join(summary(plan).split())
+    found = by_label(plan.candidates)
+    for partition, ranks, shard in (
+        (PartitionName.NUMBER_WISE, 3, 342 * 36),
+        (PartitionName.DIMENSION_WISE, 2, 1024 * 18),
+    ):
+        wire = partition_bytes(partition, shape, ranks)
+        sync = table_sync_bytes(shard_elements=shard, replicas=6 // ranks, element_bytes=4).total_bytes
+        candidate = found[f"{partition} over {ranks} ranks"]
+        assert (candidate.forward_bytes, candidate.backward_bytes) == (wire.forward_bytes, wire.backward_bytes)
+        assert candidate.sync_bytes == sync
+        assert candidate.bytes_per_step == 2 * (4 * (wire.forward_bytes + wire.backward_bytes) + sync)
+    assert found["replicated"].sync_bytes == (4 + 4) * 1024 * 36 * 5 / 6
 
 
 def test_more_ranks_than_rows_rule_out_number_wise(make_config: MakeConfig, make_cluster: MakeCluster) -> None:

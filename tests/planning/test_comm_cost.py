@@ -1,6 +1,7 @@
 """Bytes: the paper's table, our own against counts by hand, and properties of both."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,9 @@ from ultramem_megatron.planning.comm_cost import (
     SyncBytes,
     WireBytes,
     dimension_wise_bytes,
+    dimension_wise_product_bytes,
     number_wise_bytes,
+    number_wise_product_bytes,
     paper_break_even_value_dim,
     paper_dimension_wise_bytes,
     paper_number_wise_bytes,
@@ -23,6 +26,7 @@ from ultramem_megatron.planning.comm_cost import (
 from ultramem_megatron.units import MIB
 
 SMALL = LookupShape(tokens=5, picks=3, value_dim=8, element_bytes=2, expansion=4, cores=2)
+WITH_PRE_VALUES = replace(SMALL, pre_value_dim=12)
 
 
 @pytest.mark.parametrize(
@@ -126,9 +130,47 @@ def test_dimension_wise_of_pkm_sends_no_blocks() -> None:
     assert wire.backward == {"pooled_gradients": 80, "score_gradients": 60}
 
 
+def test_number_wise_products_by_hand() -> None:
+    """4 ranks; 11 of the 15 rows are elsewhere, 9 of others here; a row of pre-values is 12 x 2 bytes."""
+    wire = number_wise_product_bytes(WITH_PRE_VALUES, 4, off_rank_lookups=11, served_lookups=9)
+    assert wire.forward == {"pre_split_sizes": 24, "pre_row_numbers": 44, "pre_rows": 216}
+    assert wire.backward == {"pre_row_gradients": 264}
+    expected = number_wise_product_bytes(WITH_PRE_VALUES, 4)
+    assert expected == number_wise_product_bytes(WITH_PRE_VALUES, 4, off_rank_lookups=11.25)
+
+
+def test_dimension_wise_products_by_hand() -> None:
+    """4 ranks; 15 picks and their fp32 products, for 3 others; 5 vectors x 3 columns x 2 bytes to each of 3 others."""
+    wire = dimension_wise_product_bytes(WITH_PRE_VALUES, 4)
+    assert wire.forward == {"pre_row_numbers": 180, "pre_vectors": 90, "pre_products": 180}
+    assert wire.backward == {"pre_product_gradients": 180, "pre_vector_gradients": 90}
+
+
+@pytest.mark.parametrize(
+    ("partition", "lookup", "products"),
+    [
+        (PartitionName.NUMBER_WISE, number_wise_bytes, number_wise_product_bytes),
+        (PartitionName.DIMENSION_WISE, dimension_wise_bytes, dimension_wise_product_bytes),
+    ],
+)
+def test_a_layer_with_pre_values_sends_for_both_tables(
+    partition: PartitionName,
+    lookup: Callable[[LookupShape, int], WireBytes],
+    products: Callable[[LookupShape, int], WireBytes],
+) -> None:
+    wire = partition_bytes(partition, WITH_PRE_VALUES, 4)
+    both = lookup(SMALL, 4).breakdown | products(WITH_PRE_VALUES, 4).breakdown
+    assert wire.breakdown == both
+    assert lookup(WITH_PRE_VALUES, 4) == lookup(SMALL, 4) == partition_bytes(partition, SMALL, 4)
+
+
+def test_replicated_pre_values_send_nothing() -> None:
+    assert partition_bytes(PartitionName.REPLICATED, WITH_PRE_VALUES, 1) == WireBytes()
+
+
 def test_one_rank_sends_nothing() -> None:
     for partition in (PartitionName.NUMBER_WISE, PartitionName.DIMENSION_WISE, PartitionName.REPLICATED):
-        wire = partition_bytes(partition, SMALL, 1)
+        wire = partition_bytes(partition, WITH_PRE_VALUES, 1)
         assert wire.forward_bytes == wire.backward_bytes == 0
 
 
@@ -158,7 +200,9 @@ def test_table_sync_by_hand() -> None:
 
 @given(tokens=st.integers(1, 5000), picks=st.integers(1, 100), ranks=st.integers(1, 64), piece=st.integers(1, 32))
 def test_dimension_wise_counts_are_whole_bytes(tokens: int, picks: int, ranks: int, piece: int) -> None:
-    shape = LookupShape(tokens=tokens, picks=picks, value_dim=piece * ranks, element_bytes=2, expansion=4, cores=2)
-    wire = dimension_wise_bytes(shape, ranks)
+    width = piece * ranks
+    shape = LookupShape(tokens=tokens, picks=picks, value_dim=width, element_bytes=2, cores=2, pre_value_dim=2 * width)
+    wire = partition_bytes(PartitionName.DIMENSION_WISE, shape, ranks)
     assert all(isinstance(count, int) for count in wire.breakdown.values())
     assert wire.backward["pooled_gradients"] == wire.forward["pooled_pieces"]
+    assert wire.backward["pre_vector_gradients"] == wire.forward["pre_vectors"]

@@ -1,11 +1,19 @@
 """Bytes of a rank: exact parts by hand, and how they move with the layout."""
 
+from dataclasses import replace
+
 import pytest
 
 from ultramem_megatron.config.load import resolve
 from ultramem_megatron.config.memory import PartitionName
 from ultramem_megatron.config.run import RunConfig
-from ultramem_megatron.planning.memory_cost import MemoryCost, rank_memory, shard_elements, weight_state_bytes
+from ultramem_megatron.planning.memory_cost import (
+    MemoryCost,
+    layer_shard_elements,
+    rank_memory,
+    shard_elements,
+    weight_state_bytes,
+)
 from ultramem_megatron.planning.model_size import count_parameters
 from ultramem_megatron.planning.workload import workload_of
 
@@ -14,6 +22,8 @@ NUMBER_WISE, DIMENSION_WISE, REPLICATED = (
     PartitionName.DIMENSION_WISE,
     PartitionName.REPLICATED,
 )
+
+PRE_VALUES: dict[str, object] = {"variant": "ultramem_v2", "pre_value_dim": 30}
 
 
 def make_config(precision: str = "bf16", **sections: dict[str, object]) -> RunConfig:
@@ -45,6 +55,34 @@ def test_the_largest_shard_counts() -> None:
     assert shard_elements(10, 6, REPLICATED, 1) == 60
 
 
+def test_pre_values_are_held_beside_the_values() -> None:
+    """2 layers of 10,000 rows of 64 + 30 columns, halved; 4 ranks, hence 2 copies."""
+    config = make_config(memory=PRE_VALUES)
+    assert layer_shard_elements(config.memory, NUMBER_WISE, 3) == 3334 * (64 + 30)
+    assert layer_shard_elements(config.memory, DIMENSION_WISE, 4) == 10_000 * (16 + 8), "each table is rounded up"
+    memory = cost(config, DIMENSION_WISE, 2)
+    assert memory.table_weights == 2 * 470_000 * 2
+    assert memory.table_gradients == 2 * 470_000 * 4
+    assert memory.table_optimizer == 2 * 470_000 * 12 / 2
+
+
+@pytest.mark.parametrize(
+    ("partition", "ranks", "bytes_of_token"),
+    [
+        (REPLICATED, 1, 32 * 4 + 30 * 2),
+        (NUMBER_WISE, 2, 32 * 4 + 30 * 2 + 32 * (30 * 2 + 8 + 4)),
+        (DIMENSION_WISE, 2, 32 * 4 + 30 * 2 + 2 * 32 * 4),
+    ],
+)
+def test_buffers_of_inner_products_by_hand(partition: PartitionName, ranks: int, bytes_of_token: int) -> None:
+    """32 picks: fp32 products and a vector of 30; rows with place and number, or row numbers of two ranks."""
+    workload = workload_of(make_config(memory=PRE_VALUES), 4)
+    plain = replace(workload, lookup=replace(workload.lookup, pre_value_dim=0))
+    config = make_config(memory=PRE_VALUES)
+    buffers, without = (rank_memory(config, w, partition, ranks).lookup_buffers for w in (workload, plain))
+    assert buffers - without == 2 * workload.lookup.tokens * bytes_of_token
+
+
 @pytest.mark.parametrize("partition", [NUMBER_WISE, DIMENSION_WISE])
 def test_optimizer_state_of_tables_does_not_depend_on_the_group_size(partition: PartitionName) -> None:
     """P shards times M copies of the state's splits cover the same ranks whatever P is."""
@@ -53,11 +91,12 @@ def test_optimizer_state_of_tables_does_not_depend_on_the_group_size(partition: 
     assert halves.table_weights == 2 * quarters.table_weights
 
 
-def test_one_rank_holds_every_parameter() -> None:
-    config = make_config("fp32")
+@pytest.mark.parametrize("memory_section", [{}, PRE_VALUES, {"variant": "pkm"}], ids=["ultramem", "v2", "pkm"])
+def test_one_rank_holds_every_parameter(memory_section: dict[str, object]) -> None:
+    config = make_config("fp32", memory=memory_section)
     counts = count_parameters(config)
     memory = cost(config, REPLICATED, 1, world_size=1)
-    assert memory.dense_weights == 4 * (counts.dense + counts.embedding)
+    assert memory.dense_weights == 4 * (counts.dense + counts.norms + counts.embedding)
     assert memory.table_weights == 4 * counts.tables
 
 
@@ -65,7 +104,9 @@ def test_one_rank_holds_every_parameter() -> None:
 def test_tied_embeddings_of_one_stage_are_held_once(tied: bool) -> None:
     config = make_config(model={"tie_embeddings": tied})
     counts = count_parameters(config)
-    assert cost(config, REPLICATED, 1, world_size=1).dense_weights == 2 * (counts.dense + counts.embedding)
+    assert cost(config, REPLICATED, 1, world_size=1).dense_weights == 2 * (
+        counts.dense + counts.norms + counts.embedding
+    )
 
 
 def test_tied_embeddings_of_several_stages_are_held_twice() -> None:
@@ -85,7 +126,8 @@ def test_tensor_parallel_splits_blocks_but_not_the_memory_layers_dense_part() ->
 def test_parts_sum_to_the_total_and_none_is_negative() -> None:
     memory = cost(make_config(), DIMENSION_WISE, 4)
     assert sum(memory.parts.values()) == memory.total_bytes
-    assert all(count > 0 for count in memory.parts.values())
+    assert all(count > 0 or name.startswith("expert") for name, count in memory.parts.items())
+    assert memory.expert_weights == memory.expert_gradients == memory.expert_optimizer == 0
 
 
 def test_gathered_picks_grow_with_the_group_only_dimension_wise() -> None:
@@ -127,3 +169,18 @@ def test_the_fuller_stage_counts() -> None:
     fuller = cost(last, REPLICATED, 1, 2)
     assert fuller.table_weights == 2 * 2 * 250_000 * 64
     assert fuller.activations == blocks / 2 + logits
+
+
+def test_experts_are_split_over_the_ranks_that_share_them() -> None:
+    """4 data-parallel ranks, 2 of which share the experts: each holds half of them, and 2 ranks hold the same half."""
+    experts = {"model": {"experts": 4, "expert_ffn_hidden": 96}, "memory": {"variant": "none"}}
+    whole, halves = make_config(**experts), make_config(**experts, parallelism={"expert": 2})
+    counts = count_parameters(whole)
+    alone, shared = cost(whole, REPLICATED, 1, world_size=1), cost(halves, REPLICATED, 1)
+    assert alone.expert_weights == 2 * counts.experts > 0
+    assert alone.dense_weights == 2 * (counts.dense + counts.norms + counts.embedding), (
+        "the router is in the dense part"
+    )
+    assert shared.expert_weights == counts.experts
+    assert shared.expert_gradients == 4 * counts.experts / 2
+    assert shared.expert_optimizer == 12 * counts.experts / 2 / 2

@@ -106,6 +106,13 @@ def test_a_plan_of_another_run_is_refused_with_the_difference(
     for overrides, world_size, message in (
         ([], 12, "the plan is for 6 ranks, but the run has 12; plan again"),
         (["memory.value_dim=48"], 6, "another run: memory.value_dim is 24 there and 48 here;"),
+        (["memory.expansion=1"], 6, "memory.expansion is 4 there and 1 here"),
+        (["memory.key_layout=full"], 6, "memory.key_layout is split there and full here"),
+        (
+            ["memory.variant=ultramem_v2", "memory.pre_value_dim=8"],
+            6,
+            "memory.variant is ultramem there and ultramem_v2 here, memory.pre_value_dim is 0 there and 8 here",
+        ),
         (["parallelism.tensor=2"], 6, "parallelism.tensor is 1 there and 2 here"),
         (["memory.variant=none"], 6, "memory.variant is ultramem there and none here"),
         (["memory.partition=dimension_wise"], 6, "number_wise, but memory.partition = dimension_wise"),

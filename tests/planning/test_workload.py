@@ -51,10 +51,22 @@ def test_virtual_stages_are_dealt_in_turn() -> None:
     assert workload_of(config, 2).tables_of_stage == (3, 0)
 
 
-def test_pkm_has_one_pooled_vector_and_one_score() -> None:
-    config = resolve([("test", {"memory": {"variant": "pkm", "spans": "1:1"}, "training": {"precision": "fp32"}})])
-    lookup = workload_of(config, 1).lookup
-    assert (lookup.expansion, lookup.cores, lookup.element_bytes) == (1, 1, 4)
+@pytest.mark.parametrize("expansion", [1, 4])
+def test_pkm_has_one_score_and_may_be_expanded(expansion: int) -> None:
+    memory = {"variant": "pkm", "spans": "1:1", "expansion": expansion}
+    lookup = workload_of(resolve([("test", {"memory": memory, "training": {"precision": "fp32"}})]), 1).lookup
+    assert (lookup.expansion, lookup.cores, lookup.element_bytes) == (expansion, 1, 4)
+
+
+def test_ultramem_v2_pools_all_blocks_into_one_vector() -> None:
+    memory = {"variant": "ultramem_v2", "spans": "1:1", "expansion": 4, "pre_value_dim": 24}
+    lookup = workload_of(resolve([("test", {"memory": memory})]), 1).lookup
+    assert (lookup.expansion, lookup.cores, lookup.pre_value_dim) == (1, 2, 24)
+
+
+def test_only_ultramem_v2_has_pre_values() -> None:
+    lookup = workload_of(resolve([("test", {"memory": MEMORY, "model": {"layers": 8}})]), 1).lookup
+    assert (lookup.expansion, lookup.pre_value_dim) == (4, 0)
 
 
 def test_ranks_that_do_not_fit_are_refused() -> None:

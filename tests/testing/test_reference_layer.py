@@ -7,20 +7,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv1d
 
-from ultramem_megatron.config.memory import MemoryConfig, VariantName
+from ultramem_megatron.config.memory import KeyLayout, MemoryConfig, VariantName
 from ultramem_megatron.testing.reference_layer import (
     ReferenceOutput,
     auxiliary_loss,
     lookup_in_virtual_table,
     reference_memory_layer,
-    reference_pkm_layer,
     reference_pooling,
     virtual_table,
 )
 from ultramem_megatron.testing.reference_weights import (
     leading_singular_vectors,
     random_weights,
-    reference_pkm_weight_shapes,
     reference_weight_shapes,
     shuffled_addresses,
 )
@@ -57,7 +55,7 @@ def run(
 
 
 def apply(config: MemoryConfig, weights: dict[str, Tensor], x: Tensor, *, seed: int = 0) -> ReferenceOutput:
-    u, t = leading_singular_vectors(weights["core"])
+    u, t = leading_singular_vectors(weights["core"]) if "core" in weights else (None, None)
     return reference_memory_layer(config, weights, x, slot_to_address=shuffled_addresses(config, seed), u=u, t=t)
 
 
@@ -69,12 +67,32 @@ def side_scores(config: MemoryConfig, weights: dict[str, Tensor], x: Tensor) -> 
     if taps:
         padded = torch.nn.functional.pad(x.permute(1, 2, 0), (taps - 1, 0))
         seen = conv1d(padded, weights["conv.weight"].unsqueeze(1), groups=D).permute(2, 0, 1)
-    queries = torch.nn.functional.linear(seen, weights["query.weight"]).reshape(s * b, -1, 2, config.tucker_rank, 3)
+    ranks, width = weights["keys"].shape[3:]
+    queries = torch.nn.functional.linear(seen, weights["query.weight"])
+    queries = queries.reshape(s * b, config.heads // config.heads_per_query, 2, -1, width)
     keys = weights["keys"]
     if config.normalize_keys:
-        queries = torch.nn.functional.rms_norm(queries, (3,), weights["query_norm.weight"], eps=1e-6)
-        keys = torch.nn.functional.rms_norm(keys, (3,), weights["key_norm.weight"], eps=1e-6)
+        queries = torch.nn.functional.rms_norm(queries, (width,), weights["query_norm.weight"], eps=1e-6)
+        keys = torch.nn.functional.rms_norm(keys, (width,), weights["key_norm.weight"], eps=1e-6)
+    if config.key_layout is KeyLayout.FULL:
+        queries = queries.repeat(1, 1, 1, ranks, 1)
     return torch.einsum("thcra,hcsra->thcrs", queries.repeat_interleave(config.heads_per_query, dim=1), keys)
+
+
+def grid_scores(config: MemoryConfig, weights: dict[str, Tensor], scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Of all slots: their scores [C, T, H, S, S], and which of them are candidates [T, H, S, S]."""
+    rows, columns = scores.unbind(2)
+    if "core" in weights:
+        grid = torch.einsum("thrs,hcrq,thqz->cthsz", rows, weights["core"], columns)
+        u, t = leading_singular_vectors(weights["core"])
+        rows, columns = torch.einsum("hr,thrs->ths", u, rows), torch.einsum("hr,thrs->ths", t, columns)
+    else:
+        rows, columns = rows.squeeze(2), columns.squeeze(2)
+        grid = (rows.unsqueeze(3) + columns.unsqueeze(2)).unsqueeze(0)
+    # at least the k-th largest of its side
+    kept = config.side_top_m or config.top_m
+    best_rows, best_columns = (side >= side.sort(dim=2).values[..., -kept, None] for side in (rows, columns))
+    return grid, best_rows.unsqueeze(3) & best_columns.unsqueeze(2)
 
 
 @pytest.mark.parametrize(
@@ -84,26 +102,54 @@ def side_scores(config: MemoryConfig, weights: dict[str, Tensor], x: Tensor) -> 
         pytest.param(small_config(expansion=1, cores=1, query_conv_kernel=0, normalize_keys=False), id="tdqkr-alone"),
         pytest.param(small_config(heads=3, heads_per_query=1, cores=3, expansion=9), id="three-of-each"),
         pytest.param(small_config(query_conv_kernel=5), id="more-taps-than-positions"),
+        pytest.param(small_config(key_layout=KeyLayout.FULL), id="full-keys"),
+        pytest.param(small_config(key_layout=KeyLayout.QUERY_PER_RANK, tucker_rank=3), id="query-per-rank"),
+        pytest.param(small_config(side_top_m=2), id="fewer-candidates"),
+        pytest.param(small_config(side_top_m=5, top_m=9), id="more-slots-than-keys"),
+        pytest.param(small_config(softmax=True), id="softmax"),
+        pytest.param(small_config(variant=VariantName.PKM), id="pkm"),
+        pytest.param(small_config(variant=VariantName.PKM, softmax=True, side_top_m=2), id="pkm-softmax"),
+        pytest.param(small_config(variant=VariantName.PKM, key_layout=KeyLayout.QUERY_PER_RANK), id="pkm-no-ranks"),
     ],
 )
 def test_slots_and_scores_equal_a_second_way_to_compute_them(config: MemoryConfig) -> None:
     weights, x, found = run(config)
-    scores = side_scores(config, weights, x)
-    u, t = leading_singular_vectors(weights["core"])
-    H, S, M = config.heads, config.grid_side, config.top_m
-
-    grid = torch.einsum("thrs,hcrq,thqz->cthsz", scores[:, :, 0], weights["core"], scores[:, :, 1])
-    rows = torch.einsum("hr,thrs->ths", u, scores[:, :, 0]).topk(M).indices
-    columns = torch.einsum("hr,thrs->ths", t, scores[:, :, 1]).topk(M).indices
-    candidate = torch.zeros(*rows.shape[:2], S, S, dtype=torch.bool)
-    for token in range(len(rows)):
-        for h in range(H):
-            candidate[token, h, rows[token, h].unsqueeze(1), columns[token, h]] = True
-    slots = grid.sum(0).masked_fill(~candidate, -math.inf).flatten(2).topk(M).indices
-
+    grid, candidate = grid_scores(config, weights, side_scores(config, weights, x))
+    slots = grid.sum(0).masked_fill(~candidate, -math.inf).flatten(2).topk(config.top_m).indices
     assert torch.equal(found.slots, slots.flatten(1))
-    expected = grid.flatten(3).gather(3, slots.expand(config.cores, *slots.shape)).flatten(2)
-    torch.testing.assert_close(found.scores, expected, rtol=1e-12, atol=1e-12)
+    expected = grid.flatten(3).gather(3, slots.expand(len(grid), *slots.shape))
+    if config.softmax:
+        expected = expected.exp() / expected.exp().sum(dim=3, keepdim=True)
+    torch.testing.assert_close(found.scores, expected.flatten(2), rtol=1e-12, atol=1e-12)
+
+
+def v2_config(**changes: object) -> MemoryConfig:
+    return small_config(**({"variant": VariantName.ULTRAMEM_V2, "pre_value_dim": 4} | changes))
+
+
+@pytest.mark.parametrize("expansion", [1, 4])
+@pytest.mark.parametrize("value_dim", [6, HIDDEN - 1, HIDDEN])
+def test_ultramem_v2_is_ultramem_whose_rows_meet_the_input_twice(expansion: int, value_dim: int) -> None:
+    """o = W^T V^T ((P W_pre x) * s) with s summed over the virtual copies of a row (arXiv 2508.18756, eq. 15)."""
+    cores = 1 if value_dim == HIDDEN else 2
+    config = v2_config(expansion=expansion, value_dim=value_dim, cores=cores)
+    weights, x, found = run(config)
+    first = small_config(expansion=expansion, value_dim=value_dim, cores=cores)
+    own = reference_weight_shapes(first, HIDDEN)
+    same = {name: weights[name] for name in own if name != "projection.weight"}
+    if "projection.weight" in own:
+        same["projection.weight"] = torch.zeros(own["projection.weight"], dtype=torch.float64)
+    plain = apply(first, same, x)
+    assert torch.equal(found.slots, plain.slots) and torch.equal(found.rows, plain.rows) and not found.blocks.any()
+    N, T = config.num_rows, len(found.rows)
+    inner_TN = (x.reshape(T, -1) @ weights["pre_values.weight"].T) @ weights["pre_values.table"].T
+    dense_CTN = torch.zeros(cores, T, N, dtype=torch.float64)
+    dense_CTN = dense_CTN.scatter_add(2, found.rows.expand(cores, -1, -1), plain.scores)
+    slices = weights["table"].chunk(cores, dim=1)
+    pooled = torch.cat([(dense_CTN[c] * inner_TN) @ slices[c] for c in range(cores)], dim=1)
+    torch.testing.assert_close(found.pooled, pooled.unsqueeze(1), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.output.flatten(0, 1), pooled @ weights["projection.weight"].T)
+    torch.testing.assert_close(found.output.flatten(0, 1), lookup_in_virtual_table(config, weights, found))
 
 
 @pytest.mark.parametrize("expansion", [1, 4, 9])
@@ -186,7 +232,6 @@ def by_hand(row_scores: list[float], column_scores: list[float], sign: float = 1
         "keys": torch.tensor([row_scores, column_scores]).reshape(1, 2, -1, 1, 1),
         "core": torch.ones(1, 1, 1, 1),
         "table": torch.arange(float(len(row_scores) ** 2)).unsqueeze(1),
-        "projection.weight": torch.ones(1, 1),
     }
     ones = torch.full((1, 1), sign)
     x = torch.ones(1, 1, 1)
@@ -224,11 +269,14 @@ def test_a_product_ranks_otherwise_than_a_sum() -> None:
     rows, columns = [10.0, 6.0, 0.0], [1.0, 5.0, 0.0]
     product = by_hand(rows, columns, top_m=3)
     config = small_config(
-        variant=VariantName.PKM, keys_per_side=3, top_m=3, heads=1, heads_per_query=1, key_dim=1, tucker_rank=1
-    )
-    keys = torch.tensor([rows, columns]).reshape(1, 2, 3, 1)
+        variant=VariantName.PKM, keys_per_side=3, top_m=3, heads=1, heads_per_query=1, key_dim=1, expansion=1,
+        query_conv_kernel=0, normalize_keys=False, value_dim=1,
+    )  # fmt: skip
+    keys = torch.tensor([rows, columns]).reshape(1, 2, 3, 1, 1)
     weights = {"query.weight": torch.ones(2, 1), "keys": keys, "table": torch.ones(9, 1)}
-    total = reference_pkm_layer(config, weights, torch.ones(1, 1, 1))
+    total = reference_memory_layer(
+        config, weights, torch.ones(1, 1, 1), slot_to_address=lambda slots: (slots, torch.zeros_like(slots))
+    )
     assert product.slots.tolist() == [[1, 4, 0]]  # 50, 30, 10
     assert total.slots.tolist() == [[1, 0, 4]]  # 15, 11, 11: a tie
 
@@ -392,15 +440,20 @@ def test_leading_vectors_rebuild_the_core_and_have_a_sign() -> None:
 # Product keys
 
 
-@pytest.mark.parametrize("projected", [True, False], ids=["half-width", "full-width"])
-def test_product_keys_find_the_exhaustive_top_m(projected: bool) -> None:
-    config = small_config(variant=VariantName.PKM, heads=3, heads_per_query=1, value_dim=4)
-    weights = random_weights(reference_pkm_weight_shapes(config, HIDDEN, projected=projected), 0, torch.float64)
+@pytest.mark.parametrize("value_dim", [4, HIDDEN], ids=["half-width", "full-width"])
+def test_product_keys_find_the_exhaustive_top_m(value_dim: int) -> None:
+    """As they were published: softmax weights, own queries, no norm, no expansion."""
+    config = small_config(
+        variant=VariantName.PKM, softmax=True, heads=3, heads_per_query=1, value_dim=value_dim, expansion=1,
+        query_conv_kernel=0, normalize_keys=False,
+    )  # fmt: skip
+    weights = random_weights(reference_weight_shapes(config, HIDDEN), 0, torch.float64)
+    assert ("projection.weight" in weights) is (value_dim != HIDDEN)
     x = torch.randn(3, 2, HIDDEN, dtype=torch.float64)
-    found = reference_pkm_layer(config, weights, x)
+    found = reference_memory_layer(config, weights, x, slot_to_address=lambda slots: (slots, torch.zeros_like(slots)))
 
     queries = (x @ weights["query.weight"].T).reshape(6, 3, 2, 6)
-    sides = torch.einsum("thca,hcsa->thcs", queries, weights["keys"])
+    sides = torch.einsum("thca,hcsa->thcs", queries, weights["keys"].squeeze(3))
     every_sum = (sides[:, :, 0].unsqueeze(3) + sides[:, :, 1].unsqueeze(2)).flatten(2)
     best, slots = every_sum.topk(3)
     assert torch.equal(found.rows, slots.flatten(1))
@@ -409,18 +462,33 @@ def test_product_keys_find_the_exhaustive_top_m(projected: bool) -> None:
     torch.testing.assert_close(found.scores[0].sum(dim=1), torch.full((6,), 3.0, dtype=torch.float64))
 
     output = torch.einsum("thm,thmv->tv", best.softmax(dim=2), weights["table"][slots])
-    if projected:
+    if value_dim != HIDDEN:
         output = output @ weights["projection.weight"].T
     torch.testing.assert_close(found.output.flatten(0, 1), output, rtol=1e-12, atol=1e-12)
 
 
-def test_gradients_of_product_keys() -> None:
-    config = small_config(variant=VariantName.PKM, keys_per_side=3, top_m=2, heads=2, key_dim=2, value_dim=2)
-    weights = random_weights(reference_pkm_weight_shapes(config, 3, projected=True), 0, torch.float64)
-    x = torch.randn(2, 1, 3, dtype=torch.float64, requires_grad=True)
-    assert reference_pkm_layer(config, weights, x).margin > 1e-3
+def test_product_keys_may_have_an_expansion() -> None:
+    config = small_config(variant=VariantName.PKM)
+    weights, _, found = run(config)
+    by_definition = lookup_in_virtual_table(config, weights, found)
+    assert virtual_table(config, weights).shape == (1, 4 * 25, HIDDEN)
+    torch.testing.assert_close(found.output.flatten(0, 1), by_definition, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("variant", [VariantName.PKM, VariantName.ULTRAMEM_V2])
+@pytest.mark.parametrize("softmax", [False, True], ids=["scores", "softmax"])
+def test_gradients_of_the_other_variants(variant: VariantName, softmax: bool) -> None:
+    config = small_config(
+        variant=variant, keys_per_side=3, top_m=2, heads=2, key_dim=4, value_dim=2, softmax=softmax,
+        query_conv_kernel=2, pre_value_dim=2 if variant is VariantName.ULTRAMEM_V2 else 0,
+    )  # fmt: skip
+    weights, x, found = run(config, positions=2, sequences=1, seed=2)
+    assert found.margin > 1e-3  # the finite differences below do not change the choice of slots
+    u, t = leading_singular_vectors(weights["core"]) if "core" in weights else (None, None)
+    address = shuffled_addresses(config, 2)
 
     def layer(x: Tensor, *values: Tensor) -> Tensor:
-        return reference_pkm_layer(config, dict(zip(weights, values, strict=True)), x).output
+        named = dict(zip(weights, values, strict=True))
+        return reference_memory_layer(config, named, x, slot_to_address=address, u=u, t=t).output
 
     assert torch.autograd.gradcheck(layer, (x, *weights.values()))

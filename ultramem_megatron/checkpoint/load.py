@@ -11,6 +11,8 @@ from megatron.core.optimizer import ChainedOptimizer
 
 from ultramem_megatron.checkpoint.content import sharded_state, weights_state
 from ultramem_megatron.checkpoint.manifest import Manifest
+from ultramem_megatron.config.load import to_plain
+from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.errors import CheckpointError
 
 
@@ -33,11 +35,12 @@ def load_weights(folder: Path, chunks: Sequence[GPTModel]) -> None:
 _IDENTITY = {
     "model": (
         *("layers", "hidden", "ffn_hidden", "heads", "vocab_size", "gated_mlp", "tie_embeddings"),
-        *("norm_epsilon", "rope_base"),
+        *("norm_epsilon", "rope_base", "experts", "experts_per_token", "expert_ffn_hidden"),
     ),
     "memory": (
         *("spans", "keys_per_side", "heads", "heads_per_query", "key_dim", "value_dim", "tucker_rank"),
         *("cores", "expansion", "query_conv_kernel", "normalize_keys", "shuffle_seed"),
+        *("key_layout", "pre_value_dim", "softmax"),
     ),
 }
 
@@ -51,8 +54,9 @@ def check_same_model(folder: Path, manifest: Manifest, config: dict[str, Any]) -
     compared = [("memory", "variant"), *(("model", name) for name in _IDENTITY["model"])]
     if config["memory"]["variant"] != "none":
         compared += [("memory", name) for name in _IDENTITY["memory"]]
+    before = to_plain(RunConfig())  # a checkpoint from before a setting existed has what is its default now
     for section, name in compared:
-        there, here = manifest.config.get(section, {}).get(name), config[section][name]
+        there, here = manifest.config.get(section, {}).get(name, before[section][name]), config[section][name]
         if there != here:
             raise CheckpointError(
                 f"checkpoint {folder} is of another model: {section}.{name} = {there} there and {here} here; "

@@ -21,22 +21,45 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read ``path``, apply ``key=value`` overrides, check everything.
 
     Args:
-        path: A YAML file with any of the sections of ``RunConfig``.
+        path: A YAML file with any of the sections of ``RunConfig``. ``base: NAME`` names a file beside it,
+            NAME.yaml, whose settings come first.
         overrides: Dotted assignments such as ``model.layers=8``; a value is read as YAML.
 
     Raises:
         ConfigError: The file is missing or no YAML, a key is unknown (the nearest one is named), a value has
             the wrong type or breaks a rule.
     """
+    return resolve([*_layers(path, ()), *map(parse_override, overrides)])
+
+
+def _layers(path: Path, above: tuple[Path, ...]) -> list[tuple[str, dict[str, Any]]]:
+    """The settings of ``path`` and, before them, those of the file that it names as its ``base``."""
+    content = _read_file(path)
+    base = content.pop("base", None)
+    if base is None:
+        return [(str(path), content)]
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base = {base} must name one other file, without .yaml and relative to this one")
+    parent = path.parent / f"{base}.yaml"
+    chain = (*above, path.resolve())
+    if parent.resolve() in chain:
+        names = " -> ".join(one.stem for one in (*chain, parent))
+        raise ConfigError(f"{path}: base = {base} leads back to a file that builds on this one: {names}")
+    if not parent.is_file():
+        raise ConfigError(f"{path}: base = {base} names {parent}, which does not exist")
+    return [*_layers(parent, chain), (str(path), content)]
+
+
+def _read_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{path} does not exist; name a YAML file or a recipe (see `ultramem recipes`)")
     try:
-        from_file = read_yaml(path.read_text()) or {}
+        content = read_yaml(path.read_text()) or {}
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path} is not readable as YAML: {_one_line(error)}") from None
-    if not isinstance(from_file, dict):
-        raise ConfigError(f"{path} must hold sections (model:, memory:, ...), not a {type(from_file).__name__}")
-    return resolve([(str(path), from_file), *map(parse_override, overrides)])
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold sections (model:, memory:, ...), not a {type(content).__name__}")
+    return content
 
 
 def parse_override(text: str) -> tuple[str, dict[str, Any]]:

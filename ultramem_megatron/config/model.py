@@ -41,10 +41,12 @@ class ModelConfig:
     """Inner width of one expert; needed when there are experts, which then replace the dense MLP."""
 
     expert_balance_weight: float = 1e-2
-    """Weight of the loss that spreads tokens over the experts (Switch Transformer, arXiv 2101.03961)."""
+    """Weight of the loss that spreads the tokens of a micro-batch over the experts (Switch Transformer, arXiv
+    2101.03961)."""
 
     dropout: float = 0.0
-    """Share of entries dropped from attention weights and block outputs. The paper trains with 0.1 (Table 4)."""
+    """Share of entries dropped from attention weights, block outputs and the input embedding. The paper trains with
+    0.1 (Table 4)."""
 
     tie_embeddings: bool = False
     """Share the input embedding with the output layer."""

@@ -67,15 +67,21 @@ class RunConfig:
                 )
 
     def _check_experts(self) -> None:
-        expert, experts = self.parallelism.expert, self.model.experts
-        if expert == 1:
-            return
-        if experts == 0:
+        tensor, expert, experts = self.parallelism.tensor, self.parallelism.expert, self.model.experts
+        if experts == 0 and expert > 1:
             raise ConfigError(
                 f"parallelism.expert = {expert} needs a model with experts, and model.experts = 0; set it to 1"
             )
+        if experts == 0:
+            return
         require_divides("parallelism.expert", expert, "model.experts", experts)
-        if self.memory.span_list:
+        require_divides("parallelism.tensor", tensor, "model.expert_ffn_hidden", self.model.expert_ffn_hidden)
+        if tensor > 1 and not self.parallelism.sequence:
+            raise ConfigError(
+                f"parallelism.tensor = {tensor} with model.experts = {experts} needs sequence parallelism, or each "
+                "tensor-parallel rank would send the same tokens; set parallelism.sequence=true"
+            )
+        if expert > 1 and self.memory.span_list:
             raise ConfigError(
                 f"parallelism.expert = {expert} with memory.variant = {self.memory.variant}: value tables travel in "
                 "Megatron's expert buffers, which serve one of the two; set parallelism.expert to 1"

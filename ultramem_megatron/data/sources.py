@@ -11,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from ultramem_megatron.data.corpora import books, reference
+from ultramem_megatron.data.recall.registry import TASKS
 from ultramem_megatron.errors import DataError
 
 
@@ -134,12 +135,14 @@ def sources_named(name: str) -> list[Source]:
     """The sources of a set, or the one source of that name.
 
     Raises:
-        DataError: Neither a set nor a source; the nearest name is given.
+        DataError: Neither a set nor a source; the nearest name is given. Recall tasks are made, not fetched.
     """
     if name in SETS:
         return [SOURCES[member] for member in SETS[name]]
     if name in SOURCES:
         return [SOURCES[name]]
+    if name in TASKS:
+        raise DataError(f"{name} is no package but a recall task; make it with `ultramem data recall --task {name}`")
     near = difflib.get_close_matches(name, [*SETS, *SOURCES], n=1, cutoff=0.0)
     raise DataError(
         f"--source {name} is neither a set ({', '.join(SETS)}) nor a source ({', '.join(SOURCES)}); "

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from ultramem_megatron.memory.precision import widened
+
 
 def core_penalty(core: Tensor, weight: float, margin: float) -> Tensor:
     """alpha / (r - 1) * sum over i >= 2 of max(0, sigma_i - tau) ** 2, summed over heads.
@@ -18,7 +20,7 @@ def core_penalty(core: Tensor, weight: float, margin: float) -> Tensor:
     rank = core.shape[-1]
     if rank == 1:
         return core.sum() * 0
-    singular_Hr = torch.linalg.svdvals(core.float().sum(dim=1))
+    singular_Hr = torch.linalg.svdvals(widened(core).sum(dim=1))
     return weight / (rank - 1) * (singular_Hr[:, 1:] - margin).clamp(min=0).square().sum()
 
 

@@ -32,6 +32,11 @@ def constant(value: float) -> InitialRule:
     return lambda draws: torch.full(draws.shape, value)
 
 
+def uniform() -> InitialRule:
+    """U(0, 1)."""
+    return lambda draws: draws.uniform()
+
+
 def last_tap() -> InitialRule:
     """[D, kernel]: a causal convolution that at first hands each token through."""
 

@@ -1,4 +1,4 @@
-"""One memory layer: retrieval -> value table -> projection. The variants differ only in their parts."""
+"""One memory layer: retrieval (-> pre-values) -> value table -> projection. Variants differ only in their parts."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,11 +7,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor, nn
 
 from ultramem_megatron.memory.auxiliary_loss import attach_loss, core_penalty
 from ultramem_megatron.memory.initial_rules import InitialRule
+from ultramem_megatron.memory.pre_values import PreValues
+from ultramem_megatron.memory.precision import widened
 from ultramem_megatron.memory.token_share import TokenShare
 from ultramem_megatron.memory.tucker import TuckerRetrieval
 from ultramem_megatron.memory.value_table import ValueTable
@@ -62,26 +65,31 @@ class MemoryLayer(nn.Module):
         addresses: nn.Module,
         table: ValueTable,
         projection: OutputProjection | None,
+        pre_values: PreValues | None = None,
         auxiliary: tuple[float, float],
+        dropout: float,
         rules: dict[str, InitialRule],
     ) -> None:
         """``auxiliary``: weight and margin of the core penalty. ``rules``: how each parameter starts, by name."""
         super().__init__()
         self.retrieval, self.addresses, self.table = retrieval, addresses, table
         self.projection: nn.Module = projection if projection is not None else nn.Flatten()
-        self.place, self.auxiliary, self.rules = place, auxiliary, rules
+        self.pre_values = pre_values
+        self.place, self.auxiliary, self.dropout, self.rules = place, auxiliary, dropout, rules
         self.observer: Observer | None = None
         assert set(rules) == {name for name, _ in self.named_parameters()}
         for name, parameter in self.named_parameters():
-            if not name.startswith("table."):
+            if not _of_table(name):
                 # computed from this rank's tokens only: summed over tensor parallel, as norms are
                 parameter.sequence_parallel = True  # type: ignore[attr-defined]
 
     def forward(self, x_sbD: Tensor) -> Tensor:
         x_sbD = self.place.share.enter(x_sbD)
         picks = self.retrieve(x_sbD)
+        if self.pre_values is not None:
+            picks = self.pre_values(x_sbD.flatten(0, 1), picks)
         pooled_TEV = self.table(picks)
-        out_sbD = self.projection(pooled_TEV).view(x_sbD.shape)
+        out_sbD = self._dropped(self.projection(pooled_TEV).view(x_sbD.shape))
         if self.observer is not None:
             self.observer(picks, out_sbD)
         return self.place.share.leave(self._with_penalty(out_sbD))
@@ -92,10 +100,17 @@ class MemoryLayer(nn.Module):
         rows_TK, blocks_TK = self.addresses(slots_TK)
         return Picks(rows_TK, blocks_TK, scores_hTK.to(self.table.weight.dtype))
 
+    def _dropped(self, out_sbD: Tensor) -> Tensor:
+        if self.dropout == 0 or not self.training:
+            return out_sbD
+        # each tensor-parallel rank has tokens of its own, so the numbers must differ
+        with get_cuda_rng_tracker().fork():
+            return F.dropout(out_sbD, self.dropout)
+
     @property
     def summed_core(self) -> Tensor | None:
         """Sum of the score cores [H, r, r], which chooses the slots; None where the variant has no core."""
-        return self.retrieval.core.weight.float().sum(dim=1) if isinstance(self.retrieval, TuckerRetrieval) else None
+        return widened(self.retrieval.core.weight).sum(dim=1) if isinstance(self.retrieval, TuckerRetrieval) else None
 
     def begin_step(self) -> None:
         """Once before the micro-batches of an optimizer step: refresh u and t."""
@@ -118,8 +133,15 @@ class MemoryLayer(nn.Module):
     ) -> dict[str, Any]:
         """Dense parts are replicated over tensor and data parallel; the table describes its own shard."""
         state = self.state_dict(prefix="", keep_vars=True)
-        dense = {name: value for name, value in state.items() if not name.startswith("table.")}
+        dense = {name: value for name, value in state.items() if not _of_table(name)}
         sharded = make_sharded_tensors_for_checkpoint(
             dense, prefix, sharded_offsets=sharded_offsets, tp_group=self.place.share.tp, dp_cp_group=self.place.dp_cp
         )
-        return {**sharded, **self.table.sharded_state_dict(f"{prefix}table.", sharded_offsets, metadata)}
+        sharded |= self.table.sharded_state_dict(f"{prefix}table.", sharded_offsets, metadata)
+        if self.pre_values is not None:
+            sharded |= self.pre_values.table.sharded_state_dict(f"{prefix}pre_values.table.", sharded_offsets, metadata)
+        return sharded
+
+
+def _of_table(name: str) -> bool:
+    return name.endswith("table.weight")

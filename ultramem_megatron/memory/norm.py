@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ultramem_megatron.memory.precision import widened
+
 QUERY_KEY_EPSILON = 1e-6  # the published code takes the model's; 1e-6 keeps the norm of small keys honest
 
 
@@ -18,5 +20,5 @@ class QueryKeyNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(width, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., width] -> fp32 of the same shape."""
-        return F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), QUERY_KEY_EPSILON)
+        """[..., width] -> fp32 of the same shape (fp64 if x is)."""
+        return F.rms_norm(widened(x), x.shape[-1:], widened(self.weight), QUERY_KEY_EPSILON)

@@ -1,4 +1,7 @@
-"""Expected size of the best scores, from which the initial gains follow (paper section 4, improved init)."""
+"""Expected size of the best scores, from which the initial gains follow (paper section 4, improved init).
+
+All scores are taken as standard normal draws.
+"""
 
 import math
 from statistics import NormalDist
@@ -16,14 +19,20 @@ def expected_top_mean(num_scores: int, top_m: int) -> float:
     return sum(_expected_best(num_scores, top_m)) / top_m
 
 
-def expected_pick_mean(num_scores: int, top_m: int) -> float:
-    """Mean of the ``top_m`` best products of one of the ``top_m`` best row and one of the best column scores.
+def expected_best_products(num_scores: int, candidates: int, top_m: int) -> list[float]:
+    """The ``top_m`` best products of one of the ``candidates`` best row and one of the best column scores.
 
-    That is what a head picks while its Tucker core is near rank 1. It exceeds even the square of
+    That is what a head picks while its Tucker core is near rank 1. Their mean exceeds even the square of
     ``expected_top_mean``, because the best pairs are picked: for 16 of 256, 6.2 against 3.8.
     """
-    best = _expected_best(num_scores, top_m)
-    return sum(sorted((row * column for row in best for column in best), reverse=True)[:top_m]) / top_m
+    best = _expected_best(num_scores, candidates)
+    return sorted((row * column for row in best for column in best), reverse=True)[:top_m]
+
+
+def expected_best_sums(num_scores: int, candidates: int, top_m: int) -> list[float]:
+    """The same with sums, which product keys rank by."""
+    best = _expected_best(num_scores, candidates)
+    return sorted((row + column for row in best for column in best), reverse=True)[:top_m]
 
 
 def _expected_best(num_scores: int, top_m: int) -> list[float]:

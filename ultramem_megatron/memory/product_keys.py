@@ -3,48 +3,77 @@
 import torch
 from torch import Tensor, nn
 
-from ultramem_megatron.memory.query import QueryProjection
+from ultramem_megatron.memory.norm import QueryKeyNorm
+from ultramem_megatron.memory.precision import widened
+from ultramem_megatron.memory.query import CausalConv, QueryProjection
+from ultramem_megatron.memory.token_share import TokenShare
+from ultramem_megatron.planning.memory_shape import MemoryShape
 
-# Letters: T tokens, H heads, S keys per side, m kept per head, Dk key width.
+# Letters: s, b, D as in query.py; T tokens, H heads, Q queries, S keys per side, c candidates of a side, m kept per
+#          head, r ranks (components of a score; 1 without a Tucker core), d channels of one rank's key.
 
 
 class SubKeys(nn.Module):
-    """Row and column keys of every head, [H, 2, S, ranks, Dk / ranks]."""
+    """Row and column keys of every head, [H, 2, S, r, d]."""
 
-    def __init__(self, heads: int, side: int, ranks: int, key_dim: int, dtype: torch.dtype) -> None:
+    def __init__(self, heads: int, side: int, ranks: int, width: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(heads, 2, side, ranks, key_dim // ranks, dtype=dtype))
+        self.weight = nn.Parameter(torch.empty(heads, 2, side, ranks, width, dtype=dtype))
 
     def forward(self) -> Tensor:
         """The keys in fp32: scores decide a ranking, and bf16 has many ties."""
-        return self.weight.float()
+        return widened(self.weight)
 
 
-class AdditiveRetrieval(nn.Module):
-    """PKM: top m of row scores plus column scores, weights by softmax over the m picks of each head."""
+class ProductKeyRetrieval(nn.Module):
+    """Hidden states -> scores of all row and of all column keys. How slots are chosen from them, subclasses say."""
 
-    def __init__(self, hidden: int, heads: int, side: int, key_dim: int, top_m: int, dtype: torch.dtype) -> None:
+    def __init__(self, shape: MemoryShape, share: TokenShare, dtype: torch.dtype) -> None:
         super().__init__()
-        self.query = QueryProjection(hidden, heads, key_dim, dtype)
-        self.keys = SubKeys(heads, side, 1, key_dim, dtype)
-        self.side, self.top_m = side, top_m
+        self.shape = shape
+        kernel, width = shape.conv_kernel, shape.rank_width
+        self.conv = CausalConv(shape.hidden, kernel, share, dtype) if kernel else nn.Identity()
+        self.query = QueryProjection(shape.hidden, shape.queries, shape.query_width, dtype)
+        self.keys = SubKeys(shape.heads, shape.grid_side, shape.ranks, width, dtype)
+        self.query_norm = QueryKeyNorm(width, dtype) if shape.normalize else nn.Identity()
+        self.key_norm = QueryKeyNorm(width, dtype) if shape.normalize else nn.Identity()
+
+    def side_scores(self, x_sbD: Tensor) -> Tensor:
+        """S_row and S_col: [T, H, 2, r, S], fp32."""
+        shape = self.shape
+        x_TD = self.conv(x_sbD).flatten(0, 1)
+        queries_TQ2rd = widened(self.query(x_TD)).unflatten(-1, (shape.query_ranks, -1))
+        # heads that share a query read the same numbers, and so do ranks that share one
+        queries_TQ2rd = self.query_norm(queries_TQ2rd).expand(-1, -1, -1, shape.ranks, -1)
+        queries_TH2rd = queries_TQ2rd.repeat_interleave(shape.heads_per_query, dim=1)
+        keys_H2Srd = self.key_norm(self.keys())
+        return torch.einsum("thcad,hcsad->thcas", queries_TH2rd, keys_H2Srd)
+
+
+class AdditiveRetrieval(ProductKeyRetrieval):
+    """PKM: the slots with the largest sum of a row and a column score.
+
+    A sum is weighed as it is, or by its softmax over the picks of its head (paper Table 2, "rm softmax").
+    """
+
+    def __init__(self, shape: MemoryShape, share: TokenShare, dtype: torch.dtype, *, softmax: bool) -> None:
+        super().__init__(shape, share, dtype)
+        self.softmax = softmax
 
     def forward(self, x_sbD: Tensor) -> tuple[Tensor, Tensor]:
         """Slots int64 [T, H * m] in [0, S * S) and their weights [1, T, H * m], fp32."""
-        queries_TH2D = self.query(x_sbD.flatten(0, 1)).float()
-        keys_H2SD = self.keys().squeeze(3)
-        scores_TH2S = torch.einsum("thcd,hcsd->thcs", queries_TH2D, keys_H2SD)
-        best_TH2m, index_TH2m = scores_TH2S.topk(self.top_m, dim=-1)
-        sums_THmm = best_TH2m[:, :, 0, :, None] + best_TH2m[:, :, 1, None, :]
-        picked_THm, flat_THm = sums_THmm.flatten(2).topk(self.top_m, dim=-1)
-        slots_THm = grid_slots(index_TH2m, flat_THm, self.side)
-        weights_THm = picked_THm.softmax(dim=-1)
+        scores_TH2S = self.side_scores(x_sbD).squeeze(3)
+        best_TH2c, index_TH2c = scores_TH2S.topk(self.shape.candidates, dim=-1)
+        sums_THcc = best_TH2c[:, :, 0, :, None] + best_TH2c[:, :, 1, None, :]
+        picked_THm, flat_THm = sums_THcc.flatten(2).topk(self.shape.top_m, dim=-1)
+        slots_THm = grid_slots(index_TH2c, flat_THm, self.shape.grid_side)
+        weights_THm = picked_THm.softmax(dim=-1) if self.softmax else picked_THm
         return slots_THm.flatten(1), weights_THm.flatten(1).unsqueeze(0)
 
 
-def grid_slots(index_TH2m: Tensor, flat_THm: Tensor, side: int) -> Tensor:
-    """Slots ``row * side + column`` of candidates ``flat`` in the m x m grid of the picked rows and columns."""
-    m = index_TH2m.shape[-1]
-    rows_THm = index_TH2m[:, :, 0].gather(-1, flat_THm // m)
-    columns_THm = index_TH2m[:, :, 1].gather(-1, flat_THm % m)
+def grid_slots(index_TH2c: Tensor, flat_THm: Tensor, side: int) -> Tensor:
+    """Slots ``row * side + column`` of places ``flat`` in the c x c grid of candidate rows and columns."""
+    c = index_TH2c.shape[-1]
+    rows_THm = index_TH2c[:, :, 0].gather(-1, flat_THm // c)
+    columns_THm = index_TH2c[:, :, 1].gather(-1, flat_THm % c)
     return rows_THm * side + columns_THm

@@ -8,13 +8,15 @@ gradient; queries, keys and cores learn through the scores of the picks.
 import torch
 from torch import Tensor, nn
 
-from ultramem_megatron.memory.norm import QueryKeyNorm
-from ultramem_megatron.memory.product_keys import SubKeys, grid_slots
-from ultramem_megatron.memory.query import CausalConv, QueryProjection
+from ultramem_megatron.memory.precision import widened
+from ultramem_megatron.memory.product_keys import ProductKeyRetrieval, grid_slots
 from ultramem_megatron.memory.token_share import TokenShare
+from ultramem_megatron.planning.memory_shape import MemoryShape
 
-# Letters: s, b, D as in query.py; T tokens, H heads, Q queries, S keys per side, m kept per head, r Tucker rank,
-#          h cores, d = Dk / r width of one rank's keys.
+# Letters: as in product_keys.py, with r the Tucker rank, and h cores.
+
+ROUNDING = 1e-6
+"""A sum of entries of a unit vector that is nearer to 0 has no sign to rely on: u is kept in fp32."""
 
 
 class TuckerCore(nn.Module):
@@ -41,72 +43,58 @@ class TuckerCore(nn.Module):
         summed = self.weight.double().sum(dim=1).cpu()
         u, _, t = torch.linalg.svd(summed)
         left, right = u[..., 0], t[..., 0, :]
-        before = self.left.double().cpu()
-        toward = torch.where(before.any(dim=-1), (left * before).sum(-1), left.sum(-1))
-        sign = torch.where(toward < 0, -1.0, 1.0).unsqueeze(-1)
+        sign = _sign(left, self.left.double().cpu())
         self.left.copy_(sign * left)
         self.right.copy_(sign * right)
 
 
-class TuckerRetrieval(nn.Module):
-    """Queries, keys and cores -> slots and one score for each core."""
+def _sign(left_Hr: Tensor, before_Hr: Tensor) -> Tensor:
+    """+1 or -1 for each head, [H, 1], such that the result does not depend on the sign that LAPACK gave ``left``.
 
-    def __init__(
-        self,
-        *,
-        hidden: int,
-        heads: int,
-        heads_per_query: int,
-        side: int,
-        key_dim: int,
-        rank: int,
-        cores: int,
-        top_m: int,
-        conv_kernel: int,
-        normalize: bool,
-        share: TokenShare,
-        dtype: torch.dtype,
-    ) -> None:
-        super().__init__()
-        self.conv = CausalConv(hidden, conv_kernel, share, dtype) if conv_kernel > 0 else nn.Identity()
-        self.query = QueryProjection(hidden, heads // heads_per_query, key_dim, dtype)
-        self.keys = SubKeys(heads, side, rank, key_dim, dtype)
-        self.query_norm = QueryKeyNorm(key_dim // rank, dtype) if normalize else nn.Identity()
-        self.key_norm = QueryKeyNorm(key_dim // rank, dtype) if normalize else nn.Identity()
-        self.core = TuckerCore(heads, cores, rank, dtype)
-        self.heads_per_query, self.rank, self.side, self.top_m = heads_per_query, rank, side, top_m
+    Toward ``before``; without one (zeros), or at right angles to it, so that the sum is positive; or, where that is 0
+    too, the largest entry.
+    """
+    largest_H1 = left_Hr.gather(-1, left_Hr.abs().argmax(dim=-1, keepdim=True))
+    toward_H1 = largest_H1
+    for better_H1 in (left_Hr.sum(-1, keepdim=True), (left_Hr * before_Hr).sum(-1, keepdim=True)):
+        toward_H1 = torch.where(better_H1.abs() > ROUNDING, better_H1, toward_H1)
+    return torch.where(toward_H1 < 0, -1.0, 1.0)
+
+
+class TuckerRetrieval(ProductKeyRetrieval):
+    """The slots with the largest score s_row^T C s_col, and for each of them one score of each core."""
+
+    def __init__(self, shape: MemoryShape, share: TokenShare, dtype: torch.dtype, *, softmax: bool) -> None:
+        super().__init__(shape, share, dtype)
+        self.core = TuckerCore(shape.heads, shape.cores, shape.tucker_rank, dtype)
+        self.softmax = softmax
 
     def forward(self, x_sbD: Tensor) -> tuple[Tensor, Tensor]:
         """Slots int64 [T, H * m] in [0, S * S) and their scores [h, T, H * m], fp32."""
-        scores_TH2rS = self._side_scores(x_sbD)
-        core = self.core.weight.float()
-        index_TH2m = self._candidates(scores_TH2rS.detach())
-        best_TH2rm = scores_TH2rS.gather(-1, index_TH2m.unsqueeze(3).expand(-1, -1, -1, self.rank, -1))
-        rows_THrm, columns_THrm = best_TH2rm.unbind(2)
+        scores_TH2rS = self.side_scores(x_sbD)
+        core = widened(self.core.weight)
+        index_TH2c = self._candidates(scores_TH2rS.detach())
+        best_TH2rc = scores_TH2rS.gather(-1, index_TH2c.unsqueeze(3).expand(-1, -1, -1, self.shape.ranks, -1))
+        rows_THrc, columns_THrc = best_TH2rc.unbind(2)
         with torch.no_grad():
-            grid_THmm = torch.einsum("thai,hab,thbj->thij", rows_THrm, core.sum(dim=1), columns_THrm)
-            flat_THm = grid_THmm.flatten(2).topk(self.top_m, dim=-1).indices
-        slots_THm = grid_slots(index_TH2m, flat_THm, self.side)
-        scores_hTHm = self._core_scores(rows_THrm, columns_THrm, core, flat_THm)
+            grid_THcc = torch.einsum("thai,hab,thbj->thij", rows_THrc, core.sum(dim=1), columns_THrc)
+            flat_THm = grid_THcc.flatten(2).topk(self.shape.top_m, dim=-1).indices
+        slots_THm = grid_slots(index_TH2c, flat_THm, self.shape.grid_side)
+        scores_hTHm = self._core_scores(rows_THrc, columns_THrc, core, flat_THm)
+        if self.softmax:
+            scores_hTHm = scores_hTHm.softmax(dim=-1)
         return slots_THm.flatten(1), scores_hTHm.flatten(2)
 
-    def _side_scores(self, x_sbD: Tensor) -> Tensor:
-        """S_row and S_col: [T, H, 2, r, S]."""
-        x_TD = self.conv(x_sbD).flatten(0, 1)
-        queries_TQ2rd = self.query(x_TD).unflatten(-1, (self.rank, -1)).float()
-        queries_TH2rd = self.query_norm(queries_TQ2rd).repeat_interleave(self.heads_per_query, dim=1)
-        keys_H2Srd = self.key_norm(self.keys())
-        return torch.einsum("thcad,hcsad->thcas", queries_TH2rd, keys_H2Srd)
-
     def _candidates(self, scores_TH2rS: Tensor) -> Tensor:
-        """Stage 1: the m best rows by u^T S_row and columns by t^T S_col, [T, H, 2, m]."""
-        sides_H2r = torch.stack([self.core.left, self.core.right], dim=1)
+        """Stage 1: the best rows by u^T S_row and columns by t^T S_col, [T, H, 2, c]."""
+        sides_H2r = torch.stack([self.core.left, self.core.right], dim=1).to(scores_TH2rS.dtype)
         projected_TH2S = torch.einsum("hcr,thcrs->thcs", sides_H2r, scores_TH2rS)
-        return projected_TH2S.topk(self.top_m, dim=-1).indices
+        return projected_TH2S.topk(self.shape.candidates, dim=-1).indices
 
-    def _core_scores(self, rows_THrm: Tensor, columns_THrm: Tensor, core: Tensor, flat_THm: Tensor) -> Tensor:
+    def _core_scores(self, rows_THrc: Tensor, columns_THrc: Tensor, core: Tensor, flat_THm: Tensor) -> Tensor:
         """Stage 2, at the picks: s_row^T C^(i) s_col for each core i, [h, T, H, m]."""
-        ranks = (-1, -1, self.rank, -1)
-        rows = rows_THrm.gather(-1, (flat_THm // self.top_m).unsqueeze(2).expand(ranks))
-        columns = columns_THrm.gather(-1, (flat_THm % self.top_m).unsqueeze(2).expand(ranks))
+        ranks = (-1, -1, self.shape.ranks, -1)
+        candidates = rows_THrc.shape[-1]
+        rows = rows_THrc.gather(-1, (flat_THm // candidates).unsqueeze(2).expand(ranks))
+        columns = columns_THrc.gather(-1, (flat_THm % candidates).unsqueeze(2).expand(ranks))
         return torch.einsum("tham,hcab,thbm->cthm", rows, core, columns)

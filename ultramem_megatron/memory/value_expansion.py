@@ -34,6 +34,19 @@ class SlotShuffle(nn.Module):
         return (address % self.num_rows).int(), (address // self.num_rows).to(torch.uint8)
 
 
+class OneBlock(nn.Module):
+    """The same rows, all in one block: what UltraMemV2 keeps of the expansion (arXiv 2508.18756, eq. 12)."""
+
+    def __init__(self, addresses: nn.Module) -> None:
+        super().__init__()
+        self.addresses = addresses
+
+    def forward(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """int64 slots -> int32 rows, uint8 zeros, same shape."""
+        rows, blocks = self.addresses(slots)
+        return rows, torch.zeros_like(blocks)
+
+
 class PlainSlots(nn.Module):
     """slot = row, one block: product keys without expansion."""
 

@@ -32,8 +32,14 @@ class ValueTable(nn.Module):
 
     def forward(self, picks: Picks) -> Tensor:
         """pooled_TEV of the tokens of this rank. Collective over ``mem``; all ranks have as many tokens."""
-        tokens = [picks.rows_TK.shape[0]] * self.partition.channel.size
-        return self.partition(self.weight, picks, tokens)
+        return self.partition(self.weight, picks, self._tokens(picks.rows_TK))
+
+    def inner_products(self, rows_TK: Tensor, vectors_TV: Tensor) -> Tensor:
+        """<row, vector of its token> for each pick, [T, K] fp32. Collective as the lookup."""
+        return self.partition.inner_products(self.weight, rows_TK, vectors_TV, self._tokens(rows_TK))
+
+    def _tokens(self, rows_TK: Tensor) -> list[int]:
+        return [rows_TK.shape[0]] * self.partition.channel.size
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None

@@ -3,12 +3,14 @@
 from typing import Any
 
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from ultramem_megatron.config.memory import Span
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.memory.layer import LayerPlace, MemoryLayer
 from ultramem_megatron.memory.token_share import TokenShare
+from ultramem_megatron.memory.variants.composition import table_shape
 from ultramem_megatron.memory.variants.registry import VARIANTS
 from ultramem_megatron.model.initial_weights import set_initial_weights
 from ultramem_megatron.model.layer_spec import LaneTransformerLayer, block_spec
@@ -41,16 +43,17 @@ def build_model_chunks(
 ) -> list[UltraMemModel]:
     """This rank's chunks: one, or ``parallelism.virtual_pipeline`` under the interleaved schedule."""
     chunks = [
-        _build_chunk(config, plan, groups, transformer, stage) for stage in range(config.parallelism.virtual_pipeline)
+        build_chunk(config, plan, groups, transformer, stage) for stage in range(config.parallelism.virtual_pipeline)
     ]
     for chunk in chunks:
         set_initial_weights(chunk, chunk.sharded_state_dict(), config.model, config.training.seed)
     return chunks
 
 
-def _build_chunk(
+def build_chunk(
     config: RunConfig, plan: Plan, groups: Groups, transformer: TransformerConfig, virtual_stage: int
 ) -> UltraMemModel:
+    """One chunk of this rank; its weights are not set yet."""
     model, parallelism = config.model, config.parallelism
     stages = parallelism.pipeline * parallelism.virtual_pipeline
     blocks = model.layers // stages
@@ -60,7 +63,7 @@ def _build_chunk(
     chunk = UltraMemModel(
         _build_lane(config, plan, groups, here),
         config=transformer,
-        transformer_layer_spec=block_spec(blocks),
+        transformer_layer_spec=block_spec(blocks, model.experts),
         vocab_size=model.padded_vocab_size,
         max_sequence_length=model.seq_length,
         pre_process=stage == 0,
@@ -71,7 +74,21 @@ def _build_chunk(
         pg_collection=groups.mcore,
         vp_stage=virtual_stage if parallelism.virtual_pipeline > 1 else None,
     )
+    if not config.memory.span_list:
+        _send_experts_through_their_buffers(chunk)
     return chunk.to(groups.device)
+
+
+def _send_experts_through_their_buffers(chunk: UltraMemModel) -> None:
+    """Give experts megatron-core's expert buffers and optimizer in every layout.
+
+    megatron-core does so only where ranks share the experts; then a checkpoint of one of the two kinds of layout
+    would lack the optimizer that the other has. Where there are value tables the buffers are theirs.
+    """
+    for module in chunk.modules():
+        if isinstance(module, SequentialMLP):
+            for parameter in module.parameters():
+                parameter.allreduce = False
 
 
 def _build_lane(config: RunConfig, plan: Plan, groups: Groups, blocks: range) -> MemoryLane:
@@ -83,9 +100,8 @@ def _build_lane(config: RunConfig, plan: Plan, groups: Groups, blocks: range) ->
 
 
 def _build_memory_layer(config: RunConfig, plan: Plan, groups: Groups, index: int) -> MemoryLayer:
-    variant = VARIANTS[config.memory.variant]
     placement = plan.placements[index]
-    partition = PARTITIONS[placement.partition](variant.table_shape(config), Channel(groups.mem))
+    partition = PARTITIONS[placement.partition](table_shape(config), Channel(groups.mem))
     micro_batches = config.training.micro_batches(groups.data_ranks)
     place = LayerPlace(
         device=groups.device,
@@ -95,4 +111,4 @@ def _build_memory_layer(config: RunConfig, plan: Plan, groups: Groups, index: in
         dtype=parameter_dtype(config),
         loss_scale=1 / (micro_batches * groups.tp.size()),
     )
-    return variant.build(config, place, partition)
+    return VARIANTS[config.memory.variant](config, place, partition)

@@ -34,9 +34,15 @@ class LaneTransformerLayer(TransformerLayer):
         return hidden, context
 
 
-def block_spec(layers: int) -> TransformerBlockSubmodules:
-    """The blocks of one model chunk and the final norm, from megatron-core's local implementation."""
-    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+def block_spec(layers: int, experts: int) -> TransformerBlockSubmodules:
+    """The blocks of one model chunk and the final norm, from megatron-core's local implementation.
+
+    Args:
+        layers: Blocks.
+        experts: Of the mixture that stands in place of each MLP; 0 for the MLP.
+    """
+    # experts one after the other: the grouped product needs Transformer Engine or NVIDIA's grouped_gemm
+    spec = get_gpt_layer_local_spec(normalization="RMSNorm", num_experts=experts or None, moe_grouped_gemm=False)
     spec.module = LaneTransformerLayer
     spec.submodules.input_layernorm = RMSNorm
     spec.submodules.pre_mlp_layernorm = RMSNorm

@@ -1,5 +1,7 @@
 """RunConfig -> megatron-core's TransformerConfig. The only file that names its fields."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -17,7 +19,7 @@ def parameter_dtype(config: RunConfig) -> torch.dtype:
 
 
 def transformer_config(config: RunConfig) -> TransformerConfig:
-    """The dense Transformer's settings."""
+    """The Transformer's settings."""
     model, parallelism = config.model, config.parallelism
     virtual = parallelism.virtual_pipeline if parallelism.virtual_pipeline > 1 else None
     dtype = parameter_dtype(config)
@@ -31,8 +33,8 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
         gated_linear_unit=model.gated_mlp,
         activation_func=F.silu if model.gated_mlp else F.gelu,
         add_bias_linear=False,
-        attention_dropout=0.0,
-        hidden_dropout=0.0,
+        attention_dropout=model.dropout,
+        hidden_dropout=model.dropout,
         tensor_model_parallel_size=parallelism.tensor,
         pipeline_model_parallel_size=parallelism.pipeline,
         virtual_pipeline_model_parallel_size=virtual,
@@ -55,7 +57,29 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
         cross_entropy_loss_fusion=False,
         deallocate_pipeline_outputs=True,
         batch_p2p_comm=torch.cuda.is_available(),
+        **_expert_fields(config),
     )
+
+
+def _expert_fields(config: RunConfig) -> dict[str, Any]:
+    """Settings of a mixture of experts; none without."""
+    model, tensor = config.model, config.parallelism.tensor
+    if model.experts == 0:
+        return {}
+    return {
+        "num_moe_experts": model.experts,
+        "moe_ffn_hidden_size": model.expert_ffn_hidden,
+        "expert_model_parallel_size": config.parallelism.expert,
+        "moe_router_topk": model.experts_per_token,
+        "moe_router_score_function": "softmax",
+        # over the chosen experts; a single one would weigh 1 whatever the router says, so there over all
+        "moe_router_pre_softmax": model.experts_per_token == 1,
+        "moe_router_dtype": "fp32",
+        "moe_router_load_balancing_type": "aux_loss",
+        "moe_aux_loss_coeff": model.expert_balance_weight,
+        # alltoall gathers unequal shares over tensor parallel, which gloo cannot
+        "moe_token_dispatcher_type": "alltoall" if tensor == 1 or torch.cuda.is_available() else "allgather",
+    }
 
 
 def _leave(weight: Tensor) -> Tensor:

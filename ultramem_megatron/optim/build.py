@@ -20,16 +20,16 @@ from ultramem_megatron.parallel.groups import Groups
 def wrap_in_ddp(
     chunks: list[nn.Module], transformer: TransformerConfig, groups: Groups
 ) -> list[DistributedDataParallel]:
-    """Gradient buffers in fp32; value tables land in the expert buffers, reduced over ``mem_dp``."""
+    """Gradient buffers in fp32; value tables land in the expert buffers, reduced over ``mem_dp``, or else experts."""
     ddp = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
     return [
-        DistributedDataParallel(transformer, ddp, chunk, disable_bucketing=index > 0, pg_collection=groups.mcore)
+        DistributedDataParallel(transformer, ddp, chunk, disable_bucketing=index > 0, pg_collection=groups.gradients)
         for index, chunk in enumerate(chunks)
     ]
 
 
 def build_optimizer(config: RunConfig, chunks: list[DistributedDataParallel], groups: Groups) -> ChainedOptimizer:
-    """AdamW over fp32 master weights, its state sharded over data parallel (dense) and ``mem_dp`` (tables)."""
+    """AdamW over fp32 master weights, its state sharded over the ranks that hold the same parameters."""
     settings = config.optimizer
     optimizer = OptimizerConfig(
         optimizer="adam",
@@ -46,5 +46,5 @@ def build_optimizer(config: RunConfig, chunks: list[DistributedDataParallel], gr
     overrides = get_standard_config_overrides(optimizer)
     overrides[ParamKey(name="*memory.layers.*.table.weight")] = {VALUE_RATE: settings.value_lr_multiplier}
     return get_megatron_optimizer(
-        optimizer, chunks, config_overrides=overrides, use_gloo_process_groups=False, pg_collection=groups.mcore
+        optimizer, chunks, config_overrides=overrides, use_gloo_process_groups=False, pg_collection=groups.gradients
     )

@@ -59,6 +59,21 @@ def all_gather_tokens(x: Tensor, tokens: Sequence[int], channel: Channel) -> Ten
     return _AllGatherTokens.apply(x, list(tokens), channel)
 
 
+def reduce_scatter_tokens(x: Tensor, tokens: Sequence[int], channel: Channel) -> Tensor:
+    """The sum of everyone's parts, each rank's own tokens; differentiable. The reverse of ``all_gather_tokens``.
+
+    Args:
+        x: [G, ...], this rank's part for the tokens of all ranks, in the order of the ranks.
+        tokens: Tokens of each rank.
+        channel: The ranks.
+
+    Returns:
+        [T, ...], with ``T == tokens[channel.rank]``; travels and is summed in fp32. The gradient is gathered, in its
+        own type.
+    """
+    return _ReduceScatterTokens.apply(x, list(tokens), channel)
+
+
 class _AllToAll(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, send: list[int], receive: list[int], channel: Channel) -> Tensor:
@@ -81,28 +96,45 @@ class _AllGatherTokens(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, tokens: list[int], channel: Channel) -> Tensor:
         ctx.tokens, ctx.channel, ctx.dtype = tokens, channel, x.dtype
-        channel.count((channel.size - 1) * x.numel(), x, backward=False)
-        if len(set(tokens)) == 1:
-            out = x.new_empty((sum(tokens), *x.shape[1:]))
-            dist.all_gather_into_tensor(out, x.contiguous(), group=channel.group)
-            return out
-        # ragged: each rank sends its own tokens to every other; no padding to the longest
-        copies = x.repeat(channel.size, *[1] * (x.dim() - 1))
-        out = x.new_empty((sum(tokens), *x.shape[1:]))
-        dist.all_to_all_single(out, copies, tokens, [x.shape[0]] * channel.size, group=channel.group)
-        return out
+        return _gather(x, tokens, channel, backward=False)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        tokens, channel = ctx.tokens, ctx.channel
-        grad = grad.float().contiguous()
-        mine = tokens[channel.rank]
-        channel.count(grad.numel() - grad[:mine].numel(), grad, backward=True)
-        if len(set(tokens)) == 1:
-            out = grad.new_empty((mine, *grad.shape[1:]))
-            dist.reduce_scatter_tensor(out, grad, group=channel.group)
-        else:
-            parts = grad.new_empty((channel.size * mine, *grad.shape[1:]))
-            dist.all_to_all_single(parts, grad, [mine] * channel.size, tokens, group=channel.group)
-            out = parts.view(channel.size, mine, *grad.shape[1:]).sum(dim=0)
-        return out.to(ctx.dtype), None, None
+        return _reduce_scatter(grad, ctx.tokens, ctx.channel, backward=True).to(ctx.dtype), None, None
+
+
+class _ReduceScatterTokens(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, tokens: list[int], channel: Channel) -> Tensor:
+        ctx.tokens, ctx.channel = tokens, channel
+        return _reduce_scatter(x, tokens, channel, backward=False).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return _gather(grad, ctx.tokens, ctx.channel, backward=True), None, None
+
+
+def _gather(x: Tensor, tokens: list[int], channel: Channel, *, backward: bool) -> Tensor:
+    channel.count((channel.size - 1) * x.numel(), x, backward=backward)
+    out = x.new_empty((sum(tokens), *x.shape[1:]))
+    if len(set(tokens)) == 1:
+        dist.all_gather_into_tensor(out, x.contiguous(), group=channel.group)
+        return out
+    # ragged: each rank sends its own tokens to every other; no padding to the longest
+    copies = x.repeat(channel.size, *[1] * (x.dim() - 1))
+    dist.all_to_all_single(out, copies, tokens, [x.shape[0]] * channel.size, group=channel.group)
+    return out
+
+
+def _reduce_scatter(x: Tensor, tokens: list[int], channel: Channel, *, backward: bool) -> Tensor:
+    """In fp32, whatever the type of ``x``; fp64 stays."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+    mine = tokens[channel.rank]
+    channel.count(x.numel() - x[:mine].numel(), x, backward=backward)
+    if len(set(tokens)) == 1:
+        out = x.new_empty((mine, *x.shape[1:]))
+        dist.reduce_scatter_tensor(out, x, group=channel.group)
+        return out
+    parts = x.new_empty((channel.size * mine, *x.shape[1:]))
+    dist.all_to_all_single(parts, x, [mine] * channel.size, tokens, group=channel.group)
+    return parts.view(channel.size, mine, *x.shape[1:]).sum(dim=0)

@@ -24,7 +24,10 @@ class Groups:
     """Ranks that hold the same shard. Value gradients are reduced here."""
 
     mcore: ProcessGroupCollection
-    """What megatron-core is given; its expert groups are the memory groups."""
+    """What megatron-core's modules are given."""
+
+    gradients: ProcessGroupCollection
+    """What its DDP and optimizer are given. With value tables the expert groups are the memory groups."""
 
     @property
     def tp(self) -> dist.ProcessGroup:
@@ -57,11 +60,15 @@ class Groups:
         return self.pipeline_rank == self.mcore.pp.size() - 1
 
 
-def build_groups(grid: RankGrid, *, virtual_pipeline: int, seed: int, device: torch.device) -> Groups:
+def build_groups(
+    grid: RankGrid, *, expert: int, value_tables: bool, virtual_pipeline: int, seed: int, device: torch.device
+) -> Groups:
     """Carve all groups out of the ranks that exist. Collective over the world.
 
     Args:
         grid: Named lists of ranks, the same on every rank.
+        expert: Data-parallel ranks that share the experts.
+        value_tables: Whether value tables travel in megatron-core's expert buffers; without them experts do.
         virtual_pipeline: Model chunks on each pipeline stage.
         seed: Of megatron-core's random state (no weight depends on it).
         device: Of this rank.
@@ -70,16 +77,18 @@ def build_groups(grid: RankGrid, *, virtual_pipeline: int, seed: int, device: to
         grid.tensor,
         grid.pipeline,
         virtual_pipeline_model_parallel_size=virtual_pipeline if virtual_pipeline > 1 else None,
+        expert_model_parallel_size=expert,
         create_gloo_process_groups=False,
     )
     model_parallel_cuda_manual_seed(seed)
     mem, mem_dp, mem_pp = (_own_group(lists) for lists in (grid.mem, grid.mem_dp, grid.mem_pp))
-    mcore = ProcessGroupCollection.use_mpu_process_groups()
-    # tables ride the expert-parallel path: DDP reduces their gradients over expt_dp, the distributed optimizer
-    # shards their state over it, and tp_ep_pp are the ranks whose shards differ
-    mcore.expt_dp = mcore.intra_expt_dp = mem_dp
-    mcore.tp_ep_pp = mem_pp
-    return Groups(device=device, mem=mem, mem_dp=mem_dp, mcore=mcore)
+    mcore, gradients = (ProcessGroupCollection.use_mpu_process_groups() for _ in range(2))
+    if value_tables:
+        # tables ride the expert-parallel path: DDP reduces their gradients over expt_dp, the distributed optimizer
+        # shards their state over it, and tp_ep_pp are the ranks whose shards differ
+        gradients.expt_dp = gradients.intra_expt_dp = mem_dp
+        gradients.tp_ep_pp = mem_pp
+    return Groups(device=device, mem=mem, mem_dp=mem_dp, mcore=mcore, gradients=gradients)
 
 
 def _own_group(lists: RankLists) -> dist.ProcessGroup:

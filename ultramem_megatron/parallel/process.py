@@ -67,7 +67,8 @@ def _use_cuda(place: ProcessPlace) -> torch.device:
 def _use_cpu(place: ProcessPlace) -> torch.device:
     from ultramem_megatron.parallel import cpu_seam  # never loaded on a CUDA machine
 
-    torch.set_num_threads(max(1, _usable_cores() // place.local_world_size))
+    if "OMP_NUM_THREADS" not in os.environ:  # else whoever started us has shared the cores out
+        torch.set_num_threads(max(1, _usable_cores() // place.local_world_size))
     if place.local_world_size == place.world_size and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: nothing listens beyond it
     cpu_seam.install()

@@ -141,7 +141,10 @@ def _nothing_fits(config: RunConfig, candidates: list[Candidate], cluster: Clust
     too_big = [c for c in allowed if c.rejected_by is Rejection.CAPACITY]
     if not too_big:
         shapes = "; ".join(f"{c.label}: {c.reason}" for c in allowed)
-        return f"{head}: {shapes}. {escape}Change memory.partition, memory.parallel_size or memory.value_dim"
+        remedy = "memory.parallel_size or memory.value_dim"
+        if config.memory.pre_value_dim:
+            remedy = "memory.parallel_size, memory.value_dim or memory.pre_value_dim"
+        return f"{head}: {shapes}. {escape}Change memory.partition, {remedy}"
     smallest = min(too_big, key=lambda c: c.memory_bytes)
     return (
         f"{head}. The smallest, {smallest.label}, {_shortage(smallest.memory, cluster)}. {escape}"

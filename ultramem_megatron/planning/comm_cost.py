@@ -4,13 +4,13 @@ Two accounts. ``paper_*`` are the formulas of the UltraMem paper (arXiv 2411.123
 without IVE and MCS. The others count what this project's partitions send, forward and backward, to the byte.
 
 Letters: T tokens of this rank in one micro-batch, K rows a token, P ranks of the ``mem`` group, Dv width of a row,
-E expansion, h cores, b bytes of an element, N rows of the table, M copies of the table. P - 1 of P equally loaded
-shares are elsewhere, hence the factor (P - 1) / P throughout.
+Dp width of a pre-value (UltraMemV2), E pooled vectors, h cores, b bytes of an element, N rows of the table, M copies of
+the table. P - 1 of P equally loaded shares are elsewhere, hence the factor (P - 1) / P throughout.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ultramem_megatron.config.memory import PartitionName
 
@@ -66,7 +66,7 @@ class SyncBytes:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LookupShape:
-    """One lookup: the sizes that its traffic depends on. ``pkm`` has E = 1 and h = 1."""
+    """One lookup, with the inner products before it where there are any: the sizes that the traffic depends on."""
 
     tokens: int
     """Tokens of this rank in one micro-batch [T]."""
@@ -86,14 +86,17 @@ class LookupShape:
     cores: int = 1
     """Scores per picked row [h]."""
 
+    pre_value_dim: int = 0
+    """Stored width of a row of the second table, whose inner products weigh the picks [Dp]; 0 without one."""
+
 
 def number_wise_bytes(
     shape: LookupShape, ranks: int, off_rank_lookups: float | None = None, served_lookups: float | None = None
 ) -> WireBytes:
-    """Row numbers travel to the owners, rows back; row gradients to the owners.
+    """A lookup: row numbers travel to the owners, rows back; row gradients to the owners.
 
     Args:
-        shape: The lookup.
+        shape: The lookup; without its pre-values, which ``number_wise_product_bytes`` counts.
         ranks: P.
         off_rank_lookups: Row requests that this rank sends to other ranks, after any removal of repeats. Defaults
             to the expectation without it, T * K * (P - 1) / P, all rows being equally likely.
@@ -115,16 +118,24 @@ def number_wise_bytes(
     )
 
 
+def number_wise_product_bytes(
+    shape: LookupShape, ranks: int, off_rank_lookups: float | None = None, served_lookups: float | None = None
+) -> WireBytes:
+    """Inner products with pre-values: as a lookup of rows of their width, which are multiplied at home."""
+    rows = number_wise_bytes(replace(shape, value_dim=shape.pre_value_dim), ranks, off_rank_lookups, served_lookups)
+    return WireBytes(_prefixed(rows.forward), _prefixed(rows.backward))
+
+
 def expected_off_rank_lookups(shape: LookupShape, ranks: int) -> float:
     """Row requests for other ranks when all rows are equally likely: T * K * (P - 1) / P."""
     return shape.tokens * shape.picks * (ranks - 1) / ranks
 
 
 def dimension_wise_bytes(shape: LookupShape, ranks: int) -> WireBytes:
-    """Row numbers, blocks and scores travel to every rank, pooled pieces back; the reverse backward.
+    """A lookup: row numbers, blocks and scores travel to every rank, pooled pieces back; the reverse backward.
 
     Args:
-        shape: The lookup; every rank of the group has the same number of tokens.
+        shape: The lookup, without its pre-values; every rank of the group has the same number of tokens.
         ranks: P, a divisor of ``shape.value_dim``.
 
     The gradient of the scores is a sum over all columns, hence reduced over the ranks, in fp32.
@@ -144,13 +155,37 @@ def dimension_wise_bytes(shape: LookupShape, ranks: int) -> WireBytes:
     )
 
 
+def dimension_wise_product_bytes(shape: LookupShape, ranks: int) -> WireBytes:
+    """Inner products with pre-values: row numbers travel to every rank, and to each its columns of the vectors.
+
+    Args:
+        shape: The lookup; every rank of the group has the same number of tokens.
+        ranks: P, a divisor of ``shape.pre_value_dim``.
+
+    The partial products are summed over the ranks, hence reduced, in fp32; their gradients are gathered.
+    """
+    assert shape.pre_value_dim % ranks == 0, f"{ranks} ranks cannot share {shape.pre_value_dim} columns"
+    sent_picks = shape.tokens * shape.picks * (ranks - 1)
+    slices = (ranks - 1) * shape.tokens * (shape.pre_value_dim // ranks) * shape.element_bytes
+    products = FP32_BYTES * sent_picks
+    return WireBytes(
+        forward=_prefixed({"row_numbers": INT32_BYTES * sent_picks, "vectors": slices, "products": products}),
+        backward=_prefixed({"product_gradients": products, "vector_gradients": slices}),
+    )
+
+
 def partition_bytes(partition: PartitionName, shape: LookupShape, ranks: int) -> WireBytes:
-    """Expected traffic of one table in one micro-batch under ``partition``; nothing when it is replicated."""
+    """Expected traffic of one memory layer in one micro-batch: its lookup and, with pre-values, their inner products.
+
+    Nothing when the tables are replicated.
+    """
     match partition:
         case PartitionName.NUMBER_WISE:
-            return number_wise_bytes(shape, ranks)
+            products = number_wise_product_bytes(shape, ranks) if shape.pre_value_dim else WireBytes()
+            return number_wise_bytes(shape, ranks) + products
         case PartitionName.DIMENSION_WISE:
-            return dimension_wise_bytes(shape, ranks)
+            products = dimension_wise_product_bytes(shape, ranks) if shape.pre_value_dim else WireBytes()
+            return dimension_wise_bytes(shape, ranks) + products
         case PartitionName.REPLICATED:
             return WireBytes()
         case PartitionName.AUTO:
@@ -161,7 +196,7 @@ def table_sync_bytes(*, shard_elements: int, replicas: int, element_bytes: int) 
     """Distributed optimizer over the M copies of a shard: fp32 gradients reduce-scattered, new weights gathered.
 
     Args:
-        shard_elements: Elements of one rank's shard, N * Dv / P.
+        shard_elements: Elements of one rank's shards, N * (Dv + Dp) / P.
         replicas: M, the ranks that hold this shard; with 1 nothing is sent.
         element_bytes: b of the weights.
 
@@ -198,6 +233,11 @@ def paper_break_even_value_dim(picks: int, ranks: int, expansion: int = 1, cores
     if picks <= expansion:
         return math.inf
     return picks * ((2 + cores) * ranks - 2) / (picks - expansion)
+
+
+def _prefixed(parts: Mapping[str, float]) -> dict[str, float]:
+    """Names of what travels for pre-values, so that they stay apart from those of the lookup."""
+    return {f"pre_{name}": count for name, count in parts.items()}
 
 
 def _joined(left: Mapping[str, float], right: Mapping[str, float]) -> dict[str, float]:

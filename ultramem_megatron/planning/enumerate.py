@@ -5,7 +5,7 @@ from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.errors import PlanError
 from ultramem_megatron.planning.cluster import ClusterSpec
 from ultramem_megatron.planning.comm_cost import SyncBytes, WireBytes, partition_bytes, table_sync_bytes
-from ultramem_megatron.planning.memory_cost import rank_memory, shard_elements
+from ultramem_megatron.planning.memory_cost import layer_shard_elements, rank_memory
 from ultramem_megatron.planning.plan import Candidate, Rejection
 from ultramem_megatron.planning.workload import Workload, workload_of
 from ultramem_megatron.units import GIB
@@ -77,7 +77,7 @@ def _candidate(
     if not shape_reason:
         wire = partition_bytes(partition, workload.lookup, ranks)
         sync = table_sync_bytes(
-            shard_elements=shard_elements(config.memory.num_rows, config.memory.value_dim, partition, ranks),
+            shard_elements=layer_shard_elements(config.memory, partition, ranks),
             replicas=workload.stage_ranks // ranks,
             element_bytes=workload.element_bytes,
         )
@@ -104,8 +104,10 @@ def _candidate(
 
 
 def _shape_reason(memory: MemoryConfig, partition: PartitionName, ranks: int) -> str:
-    if partition is PartitionName.DIMENSION_WISE and memory.value_dim % ranks:
-        return f"memory.value_dim = {memory.value_dim} does not divide by {ranks}"
+    if partition is PartitionName.DIMENSION_WISE:
+        widths = {"value_dim": memory.value_dim, "pre_value_dim": memory.pre_value_dim}
+        odd = [f"memory.{name} = {width} does not divide by {ranks}" for name, width in widths.items() if width % ranks]
+        return " and ".join(odd)
     if partition is PartitionName.NUMBER_WISE and memory.num_rows < ranks:
         return f"{ranks} ranks are more than the table's {memory.num_rows} rows"
     return ""

@@ -6,14 +6,24 @@ buffers are estimates. Not counted: the reserve of the cluster, the workspace of
 
 from dataclasses import dataclass, fields
 
-from ultramem_megatron.config.memory import PartitionName
+from ultramem_megatron.config.memory import MemoryConfig, PartitionName
 from ultramem_megatron.config.run import RunConfig
-from ultramem_megatron.planning.comm_cost import BF16_BYTES, FP32_BYTES, INT32_BYTES, UINT8_BYTES
+from ultramem_megatron.planning.comm_cost import (
+    BF16_BYTES,
+    FP32_BYTES,
+    INT32_BYTES,
+    INT64_BYTES,
+    UINT8_BYTES,
+    LookupShape,
+)
 from ultramem_megatron.planning.model_size import (
     attention_parameters,
     embedding_parameters,
+    expert_parameters,
     memory_dense_parameters,
+    memory_norm_parameters,
     mlp_parameters,
+    router_parameters,
 )
 from ultramem_megatron.planning.workload import Workload
 
@@ -30,6 +40,9 @@ class MemoryCost:
     dense_weights: float = 0
     dense_gradients: float = 0
     dense_optimizer: float = 0
+    expert_weights: float = 0
+    expert_gradients: float = 0
+    expert_optimizer: float = 0
     activations: float = 0
     lookup_buffers: float = 0
 
@@ -64,6 +77,12 @@ def shard_elements(num_rows: int, value_dim: int, partition: PartitionName, rank
             raise AssertionError("a plan names a partition; auto is for the config")
 
 
+def layer_shard_elements(memory: MemoryConfig, partition: PartitionName, ranks: int) -> int:
+    """Elements of the largest shards of one memory layer: of its values, and of its pre-values where it has any."""
+    widths = (memory.value_dim, memory.pre_value_dim)
+    return sum(shard_elements(memory.num_rows, width, partition, ranks) for width in widths)
+
+
 def weight_state_bytes(parameters: float, element_bytes: int, optimizer_ranks: int) -> tuple[float, float, float]:
     """(weights, fp32 gradients, optimizer state) in bytes.
 
@@ -81,11 +100,12 @@ def _stage_memory(
     config: RunConfig, workload: Workload, partition: PartitionName, ranks: int, stage: int
 ) -> MemoryCost:
     tables = workload.tables_of_stage[stage]
-    memory = config.memory
-    shard = shard_elements(memory.num_rows, memory.value_dim, partition, ranks)
+    shard = layer_shard_elements(config.memory, partition, ranks)
     copies = workload.stage_ranks // ranks
     table = weight_state_bytes(tables * shard, workload.element_bytes, copies)
     dense = weight_state_bytes(_dense_parameters(config, tables, stage), workload.element_bytes, workload.data_ranks)
+    expert_copies = workload.data_ranks // config.parallelism.expert
+    experts = weight_state_bytes(_expert_parameters(config), workload.element_bytes, expert_copies)
     # 1F1B: a stage holds the activations of as many micro-batches as there are stages from here to the end
     in_flight = min(workload.micro_batches, config.parallelism.pipeline - stage)
     return MemoryCost(
@@ -95,8 +115,11 @@ def _stage_memory(
         dense_weights=dense[0],
         dense_gradients=dense[1],
         dense_optimizer=dense[2],
+        expert_weights=experts[0],
+        expert_gradients=experts[1],
+        expert_optimizer=experts[2],
         activations=in_flight * _block_activations(config, workload) + _logits(config, workload, stage),
-        lookup_buffers=in_flight * tables * _lookup_buffers(workload, partition, ranks),
+        lookup_buffers=in_flight * tables * _layer_buffers(workload.lookup, partition, ranks),
     )
 
 
@@ -109,8 +132,17 @@ def _dense_parameters(config: RunConfig, tables: int, stage: int) -> float:
     # tied weights live on the first and on the last stage too, but only once when these are the same
     embeddings = (stage == 0) + (last and not (model.tie_embeddings and stage == 0))
     split += embeddings * embedding_parameters(model)
-    whole = (2 * blocks + last) * model.hidden + (tables * memory_dense_parameters(config) if tables else 0)
+    whole = (2 * blocks + last) * model.hidden + blocks * router_parameters(model)
+    if tables:
+        whole += tables * (memory_dense_parameters(config) + memory_norm_parameters(config))
     return split / parallelism.tensor + whole
+
+
+def _expert_parameters(config: RunConfig) -> float:
+    """Parameters of experts on one rank: they are split over expert and over tensor parallelism."""
+    model, parallelism = config.model, config.parallelism
+    held = model.layers // parallelism.pipeline * model.experts * expert_parameters(model)
+    return held / (parallelism.expert * parallelism.tensor)
 
 
 def _block_activations(config: RunConfig, workload: Workload) -> float:
@@ -136,9 +168,14 @@ def _logits(config: RunConfig, workload: Workload, stage: int) -> float:
     return entries * (workload.element_bytes + FP32_BYTES)
 
 
-def _lookup_buffers(workload: Workload, partition: PartitionName, ranks: int) -> float:
-    """Kept from forward to backward for one lookup: picks and scores, pooled vectors, received rows."""
-    shape = workload.lookup
+def _layer_buffers(shape: LookupShape, partition: PartitionName, ranks: int) -> float:
+    """Kept from forward to backward for one layer."""
+    products = _product_buffers(shape, partition, ranks) if shape.pre_value_dim else 0
+    return _lookup_buffers(shape, partition, ranks) + products
+
+
+def _lookup_buffers(shape: LookupShape, partition: PartitionName, ranks: int) -> float:
+    """Of the lookup: picks and scores, pooled vectors, received rows."""
     picks = shape.tokens * shape.picks
     pick_bytes = INT32_BYTES + UINT8_BYTES + shape.cores * shape.element_bytes
     pooled = shape.tokens * shape.expansion * shape.value_dim * shape.element_bytes
@@ -150,5 +187,22 @@ def _lookup_buffers(workload: Workload, partition: PartitionName, ranks: int) ->
             return picks * ranks * pick_bytes + 2 * pooled
         case PartitionName.REPLICATED:
             return picks * pick_bytes + pooled
+        case PartitionName.AUTO:
+            raise AssertionError("a plan names a partition; auto is for the config")
+
+
+def _product_buffers(shape: LookupShape, partition: PartitionName, ranks: int) -> float:
+    """Of the inner products: products, vectors, and what is needed to read the rows again, or the received rows."""
+    picks = shape.tokens * shape.picks
+    # dimension-wise too: the tokens of all, a P-th of the columns each
+    kept = FP32_BYTES * picks + shape.tokens * shape.pre_value_dim * shape.element_bytes
+    match partition:
+        case PartitionName.NUMBER_WISE:
+            # the rows that came, the place of each, and the row numbers that others asked for
+            return kept + picks * (shape.pre_value_dim * shape.element_bytes + INT64_BYTES + INT32_BYTES)
+        case PartitionName.DIMENSION_WISE:
+            return kept + picks * ranks * INT32_BYTES
+        case PartitionName.REPLICATED:
+            return kept
         case PartitionName.AUTO:
             raise AssertionError("a plan names a partition; auto is for the config")

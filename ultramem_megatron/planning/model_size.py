@@ -2,57 +2,12 @@
 
 from dataclasses import dataclass
 
-from ultramem_megatron.config.memory import MemoryConfig, VariantName
+from ultramem_megatron.config.memory import MemoryConfig
 from ultramem_megatron.config.model import ModelConfig
 from ultramem_megatron.config.run import RunConfig
+from ultramem_megatron.planning.memory_shape import memory_shape
 
 FLOPS_PER_PARAMETER = 2  # one multiplication, one addition
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MemoryShape:
-    """Sizes of one memory layer as its variant uses them: ``pkm`` is the ladder's bottom rung whatever the other
-    fields of the config say (no expansion, no Tucker core, one score, no query sharing, no norms, no convolution)."""
-
-    expansion: int
-    cores: int
-    tucker_rank: int
-    """0 without a Tucker core."""
-
-    queries: int
-    """Distinct queries of a token, each with a row and a column half."""
-
-    grid_side: int
-    """Row (= column) keys of a head."""
-
-    norm_width: int
-    """Width of the query norm and of the key norm; 0 without."""
-
-    conv_kernel: int
-    """Taps of the convolution before the query projection; 0 without."""
-
-
-def memory_shape(memory: MemoryConfig) -> MemoryShape:
-    """The sizes that ``memory.variant`` really has."""
-    if memory.variant == VariantName.PKM:
-        return MemoryShape(
-            expansion=1,
-            cores=1,
-            tucker_rank=0,
-            queries=memory.heads,
-            grid_side=memory.keys_per_side,
-            norm_width=0,
-            conv_kernel=0,
-        )
-    return MemoryShape(
-        expansion=memory.expansion,
-        cores=memory.cores,
-        tucker_rank=memory.tucker_rank,
-        queries=memory.heads // memory.heads_per_query,
-        grid_side=memory.grid_side,
-        norm_width=memory.key_dim // memory.tucker_rank if memory.normalize_keys else 0,
-        conv_kernel=memory.query_conv_kernel,
-    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,19 +16,29 @@ class ParameterCounts:
 
     attention: int
     mlp: int
-    norms: int
+    """Dense MLPs; 0 with experts."""
+
+    router: int
+    """What chooses the experts."""
+
     memory_dense: int
-    """Queries, keys, cores, norms, convolutions and projections of the memory layers."""
+    """Queries, keys, cores, convolutions and projections of the memory layers."""
+
+    norms: int
+    """Scales of all norms. Apart from ``dense``, because the paper's counts leave them out."""
 
     experts: int
+    active_experts: int
+    """The part of ``experts`` that one token goes through."""
+
     tables: int
     embedding: int
     """Input and output embedding; one when they are tied."""
 
     @property
     def dense(self) -> int:
-        """Everything that each token goes through, embeddings apart."""
-        return self.attention + self.mlp + self.norms + self.memory_dense
+        """Weights that each token goes through, embeddings and norms apart: the paper's "dense" column."""
+        return self.attention + self.mlp + self.router + self.memory_dense
 
     @property
     def total_without_embedding(self) -> int:
@@ -81,29 +46,38 @@ class ParameterCounts:
         return self.dense + self.experts + self.tables
 
     @property
+    def activated(self) -> int:
+        """Weights that one token meets in matrix products, embeddings apart."""
+        return self.dense + self.active_experts
+
+    @property
     def flops_per_token(self) -> int:
         """Forward pass, the paper's "FLOPs" column: 2 x activated parameters without embeddings. Attention scores
         and the reading of table rows (additions, not a matrix product) are left out, as there."""
-        return FLOPS_PER_PARAMETER * self.dense
+        return FLOPS_PER_PARAMETER * self.activated
 
     def to_dict(self) -> dict[str, int]:
         """The machine-readable summary."""
-        names = ("dense", "experts", "tables", "embedding", "total_without_embedding")
+        names = ("dense", "experts", "tables", "norms", "embedding", "total_without_embedding", "activated")
         return {name: getattr(self, name) for name in names}
 
 
 def count_parameters(config: RunConfig) -> ParameterCounts:
     """Count the parameters of ``config``."""
-    model, memory = config.model, config.memory
-    memory_layers = len(memory.span_list)
+    model = config.model
+    memory_layers = len(config.memory.span_list)
     embeddings = 1 if model.tie_embeddings else 2
+    one_expert = expert_parameters(model)
     return ParameterCounts(
         attention=model.layers * attention_parameters(model),
         mlp=model.layers * mlp_parameters(model),
-        norms=(2 * model.layers + 1) * model.hidden,
+        router=model.layers * router_parameters(model),
         memory_dense=memory_layers * memory_dense_parameters(config) if memory_layers else 0,
-        experts=0,
-        tables=memory_layers * table_parameters(memory),
+        norms=(2 * model.layers + 1) * model.hidden
+        + (memory_layers * memory_norm_parameters(config) if memory_layers else 0),
+        experts=model.layers * model.experts * one_expert,
+        active_experts=model.layers * model.experts_per_token * one_expert if model.experts else 0,
+        tables=memory_layers * table_parameters(config.memory),
         embedding=embeddings * embedding_parameters(model),
     )
 
@@ -114,8 +88,22 @@ def attention_parameters(model: ModelConfig) -> int:
 
 
 def mlp_parameters(model: ModelConfig) -> int:
-    """One block: two matrices, three when gated, no biases."""
-    return (3 if model.gated_mlp else 2) * model.hidden * model.ffn_hidden
+    """One dense block: two matrices, three when gated, no biases; nothing where experts take its place."""
+    return 0 if model.experts else _mlp_matrices(model) * model.hidden * model.ffn_hidden
+
+
+def router_parameters(model: ModelConfig) -> int:
+    """One block: a row for each expert."""
+    return model.experts * model.hidden
+
+
+def expert_parameters(model: ModelConfig) -> int:
+    """One expert."""
+    return _mlp_matrices(model) * model.hidden * model.expert_ffn_hidden
+
+
+def _mlp_matrices(model: ModelConfig) -> int:
+    return 3 if model.gated_mlp else 2
 
 
 def embedding_parameters(model: ModelConfig) -> int:
@@ -124,21 +112,24 @@ def embedding_parameters(model: ModelConfig) -> int:
 
 
 def table_parameters(memory: MemoryConfig) -> int:
-    """One value table: N * Dv."""
-    return memory.num_rows * memory.value_dim
+    """The tables of one layer: N * Dv, and N * Dp of pre-values."""
+    return memory.num_rows * (memory.value_dim + memory.pre_value_dim)
 
 
 def memory_dense_parameters(config: RunConfig) -> int:
-    """One memory layer without its table; these terms reproduce the dense column of the paper's Table 2.
+    """One memory layer without table and norms; these terms reproduce the dense column of the paper's Table 2.
 
-    Query projection D x 2 Dk for each distinct query; row and column keys of each head; Tucker cores; one query
-    norm and one key norm; depthwise convolution; projection E Dv -> D, which PKM has only when Dv differs from D.
+    Query projection D x 2 Dk for each distinct query; row and column keys of each head; Tucker cores; depthwise
+    convolution; projections E Dv -> D and D -> Dp, where there are any.
     """
-    memory, hidden = config.memory, config.model.hidden
-    shape = memory_shape(memory)
-    query = hidden * 2 * memory.key_dim * shape.queries
-    keys = memory.heads * 2 * shape.grid_side * memory.key_dim
-    core = memory.heads * shape.cores * shape.tucker_rank**2
-    projected = memory.variant != VariantName.PKM or memory.value_dim != hidden
-    projection = shape.expansion * memory.value_dim * hidden if projected else 0
-    return query + keys + core + 2 * shape.norm_width + hidden * shape.conv_kernel + projection
+    shape = memory_shape(config)
+    query = shape.hidden * 2 * shape.query_width * shape.queries
+    keys = shape.heads * 2 * shape.grid_side * shape.ranks * shape.rank_width
+    core = shape.heads * shape.cores * shape.tucker_rank**2
+    projection = shape.blocks * shape.value_dim * shape.hidden if shape.projected else 0
+    return query + keys + core + shape.hidden * (shape.conv_kernel + shape.pre_value_dim) + projection
+
+
+def memory_norm_parameters(config: RunConfig) -> int:
+    """One memory layer: a norm for queries and one for keys, each for rows and columns alike."""
+    return 2 * memory_shape(config).rank_width if config.memory.normalize_keys else 0

@@ -20,14 +20,14 @@ PLAN_VERSION: Final = 1
 _SUMMARY_FIELDS = {
     "model": (
         *("layers", "hidden", "ffn_hidden", "heads", "seq_length"),
-        *("padded_vocab_size", "gated_mlp", "tie_embeddings"),
+        *("padded_vocab_size", "gated_mlp", "tie_embeddings", "experts", "experts_per_token", "expert_ffn_hidden"),
     ),
     "parallelism": ("tensor", "pipeline", "virtual_pipeline", "sequence", "expert"),
     "training": ("global_batch_size", "micro_batch_size", "precision"),
 }
 _MEMORY_FIELDS = (
-    *("spans", "keys_per_side", "top_m", "heads", "heads_per_query", "key_dim", "value_dim"),
-    *("tucker_rank", "cores", "expansion", "query_conv_kernel", "normalize_keys"),
+    *("spans", "keys_per_side", "top_m", "heads", "heads_per_query", "key_dim", "key_layout"),
+    *("value_dim", "pre_value_dim", "tucker_rank", "cores", "expansion", "query_conv_kernel", "normalize_keys"),
 )
 
 
@@ -51,7 +51,7 @@ class Candidate(_Record):
     """Ranks that share one copy of each table [P]."""
 
     forward_bytes: float
-    """Of one table in one micro-batch; 0 when the shape rules the candidate out."""
+    """Of one table, pre-values included, in one micro-batch; 0 when the shape rules the candidate out."""
 
     backward_bytes: float
     """Of one table in one micro-batch."""

@@ -53,8 +53,8 @@ def _choice(plan: Plan) -> list[str]:
     placement = plan.placements[0]
     lines = [
         f"Choice: {chosen.label}, {copies} {'copy' if copies == 1 else 'copies'} of each table. "
-        f"{tables} {'table' if tables == 1 else 'tables'} of {placement.num_rows:,} rows x {placement.value_dim}, at "
-        f"spans {', '.join(p.span for p in plan.placements)}.",
+        f"{tables} {'table' if tables == 1 else 'tables'} of {placement.num_rows:,} rows x {placement.value_dim}"
+        f"{_pre_values(plan)}, at spans {', '.join(p.span for p in plan.placements)}.",
         f"A rank sends {format_bytes(plan.predicted.per_step)} a step: "
         f"{format_bytes(plan.predicted.forward_per_micro_batch)} forward and "
         f"{format_bytes(plan.predicted.backward_per_micro_batch)} backward in each micro-batch, "
@@ -62,6 +62,11 @@ def _choice(plan: Plan) -> list[str]:
         _rivals(plan, chosen),
     ]
     return ["\n".join(_paragraph(line) for line in lines)]
+
+
+def _pre_values(plan: Plan) -> str:
+    width = int(plan.config_summary.get("memory.pre_value_dim", 0))
+    return f" and as many pre-values x {width}" if width else ""
 
 
 def _rivals(plan: Plan, chosen: Candidate) -> str:
@@ -118,9 +123,9 @@ def _bytes_verdict(plan: Plan) -> str:
         f"above it (memory.value_dim = {plan.placements[0].value_dim})"
     )
     return _paragraph(
-        f"{text} The paper's formulas (forward only, bf16, no expansion, one core) over {paper.ranks} ranks say "
-        f"{'the same' if agrees else paper.partition}: number-wise {paper.number_wise_bytes:,.0f} B, dimension-wise "
-        f"{paper.dimension_wise_bytes:,.0f} B for each token; {break_even}."
+        f"{text} The paper's formulas (forward only, bf16, no expansion, one core, no pre-values) over {paper.ranks} "
+        f"ranks say {'the same' if agrees else paper.partition}: number-wise {paper.number_wise_bytes:,.0f} B, "
+        f"dimension-wise {paper.dimension_wise_bytes:,.0f} B for each token; {break_even}."
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.config.training import Precision
 from ultramem_megatron.planning.comm_cost import BF16_BYTES, FP32_BYTES, LookupShape
-from ultramem_megatron.planning.model_size import memory_shape
+from ultramem_megatron.planning.memory_shape import memory_shape
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +47,7 @@ def workload_of(config: RunConfig, world_size: int) -> Workload:
     data_ranks = world_size // (parallelism.tensor * parallelism.pipeline)
     tokens = training.micro_batch_size * config.model.seq_length
     element_bytes = BF16_BYTES if training.precision == Precision.BF16 else FP32_BYTES
-    shape = memory_shape(memory)
+    shape = memory_shape(config)
     return Workload(
         world_size=world_size,
         data_ranks=data_ranks,
@@ -61,8 +61,9 @@ def workload_of(config: RunConfig, world_size: int) -> Workload:
             picks=memory.picks,
             value_dim=memory.value_dim,
             element_bytes=element_bytes,
-            expansion=shape.expansion,
+            expansion=shape.blocks,
             cores=shape.cores,
+            pre_value_dim=shape.pre_value_dim,
         ),
     )
 

@@ -10,6 +10,7 @@ slots carries none.
 #          S side of the slot grid, M slots per head, K = H * M slots per token, C score cores,
 #          N physical rows, E blocks, V width of a row, G = V / C width of a slice.
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -17,10 +18,12 @@ import torch
 from torch import Tensor
 
 from ultramem_megatron.config.memory import MemoryConfig
-from ultramem_megatron.testing.reference_retrieval import join_heads, pick_by_sum, pick_in_two_stages
+from ultramem_megatron.testing.reference_retrieval import Picks, join_heads, pick_by_sum, pick_in_two_stages
 from ultramem_megatron.testing.reference_weights import (
     check_weights,
-    reference_pkm_weight_shapes,
+    key_ranks,
+    key_width,
+    query_ranks,
     reference_weight_shapes,
 )
 
@@ -57,17 +60,17 @@ def reference_memory_layer(
     x: Tensor,
     *,
     slot_to_address: SlotToAddress,
-    u: Tensor,
-    t: Tensor,
+    u: Tensor | None = None,
+    t: Tensor | None = None,
 ) -> ReferenceOutput:
-    """One UltraMem layer: TDQKR, IVE and MCS (paper equations 4 to 17).
+    """One memory layer of any variant: PKM (paper equations 1 to 3), UltraMem (4 to 17), UltraMemV2 (its 12 and 15).
 
     Args:
         config: The layer's sizes; spans and partition play no part.
         weights: Of any floating type, with names and shapes as in ``reference_weight_shapes``.
         x: [s, b, D], what the layer reads, at least one token. A sequence starts at position 0.
         slot_to_address: The bijection between slots and (row, block).
-        u: [H, R] left vectors that choose the candidate rows, see ``leading_singular_vectors``.
+        u: [H, R] left vectors that choose the candidate rows, see ``leading_singular_vectors``; PKM has none.
         t: [H, R] right vectors, for the columns.
 
     Raises:
@@ -76,30 +79,25 @@ def reference_memory_layer(
     s, b, D = x.shape
     check_weights(weights, reference_weight_shapes(config, D))
     wide = {name: weight.double() for name, weight in weights.items()}
-    queries_TQ2RA = _queries(config, wide, x.double())
-    keys_H2SRA = wide["keys"]
-    if config.normalize_keys:
-        queries_TQ2RA = _rms_norm(queries_TQ2RA, wide["query_norm.weight"])
-        keys_H2SRA = _rms_norm(keys_H2SRA, wide["key_norm.weight"])
-
+    row_scores_THRS, column_scores_THRS = _side_scores(config, wide, x.double())
     picks = [
         [
-            pick_in_two_stages(
-                torch.einsum("sra,ra->rs", keys_H2SRA[h, 0], queries_TQ2RA[token, h // config.heads_per_query, 0]),
-                torch.einsum("sra,ra->rs", keys_H2SRA[h, 1], queries_TQ2RA[token, h // config.heads_per_query, 1]),
-                wide["core"][h],
-                u[h].double(),
-                t[h].double(),
-                config.top_m,
-            )
+            _pick(config, row_scores_THRS[token, h], column_scores_THRS[token, h], wide, h, u, t)
             for h in range(config.heads)
         ]
         for token in range(s * b)
     ]
     slots_TK, scores_CTK, margin = join_heads(picks)
     rows_TK, blocks_TK = _address(slot_to_address, slots_TK)
-    pooled_TEV = reference_pooling(wide["table"], rows_TK, blocks_TK, scores_CTK, num_blocks=config.expansion)
-    output_TD = pooled_TEV.flatten(1) @ wide["projection.weight"].T
+    num_blocks = config.expansion
+    if config.variant == "ultramem_v2":
+        num_blocks, blocks_TK = 1, torch.zeros_like(blocks_TK)
+        inner_TP = x.double().reshape(s * b, D) @ wide["pre_values.weight"].T
+        scores_CTK = scores_CTK * (wide["pre_values.table"][rows_TK] * inner_TP.unsqueeze(1)).sum(dim=-1)
+    pooled_TEV = reference_pooling(wide["table"], rows_TK, blocks_TK, scores_CTK, num_blocks=num_blocks)
+    output_TD = pooled_TEV.flatten(1)
+    if "projection.weight" in wide:
+        output_TD = output_TD @ wide["projection.weight"].T
     return ReferenceOutput(
         output=output_TD.reshape(s, b, D),
         slots=slots_TK,
@@ -111,50 +109,44 @@ def reference_memory_layer(
     )
 
 
-def reference_pkm_layer(config: MemoryConfig, weights: Mapping[str, Tensor], x: Tensor) -> ReferenceOutput:
-    """One product-key memory layer, the start of the paper's ablation (equations 1 to 3).
+def _side_scores(config: MemoryConfig, wide: Mapping[str, Tensor], x_sbD: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and column scores of each rank, two of [T, H, R, S]."""
+    queries_TQ2RA, keys_H2SRA = _queries(config, wide, x_sbD), wide["keys"]
+    if config.normalize_keys:
+        queries_TQ2RA = _rms_norm(queries_TQ2RA, wide["query_norm.weight"])
+        keys_H2SRA = _rms_norm(keys_H2SRA, wide["key_norm.weight"])
+    sides = []
+    for side in range(2):
+        of_heads = []
+        for h in range(config.heads):
+            query_TRA = queries_TQ2RA[:, h // config.heads_per_query, side]
+            of_ranks = [
+                query_TRA[:, rank if query_ranks(config) > 1 else 0] @ keys_H2SRA[h, side, :, rank].T
+                for rank in range(key_ranks(config))
+            ]
+            of_heads.append(torch.stack(of_ranks, dim=1))
+        sides.append(torch.stack(of_heads, dim=1))
+    return sides[0], sides[1]
 
-    Scores add, each head's slots are weighed by their softmax, heads sum. There is no norm, convolution, Tucker
-    core or expansion; a slot is a physical row. Without ``projection.weight`` the table is as wide as the model.
 
-    Args:
-        config: The layer's sizes.
-        weights: Of any floating type, with names and shapes as in ``reference_pkm_weight_shapes``.
-        x: [s, b, D], what the layer reads, at least one token.
-
-    Raises:
-        ValueError: Names or shapes of the weights do not fit the config.
-    """
-    s, b, D = x.shape
-    projected = "projection.weight" in weights
-    check_weights(weights, reference_pkm_weight_shapes(config, D, projected=projected))
-    wide = {name: weight.double() for name, weight in weights.items()}
-    flat_TD = x.double().reshape(s * b, D)
-    queries_TH2A = (flat_TD @ wide["query.weight"].T).reshape(s * b, config.heads, 2, config.key_dim)
-    picks = [
-        [
-            pick_by_sum(
-                wide["keys"][h, 0] @ queries_TH2A[token, h, 0],
-                wide["keys"][h, 1] @ queries_TH2A[token, h, 1],
-                config.top_m,
-            )
-            for h in range(config.heads)
-        ]
-        for token in range(s * b)
-    ]
-    rows_TK, scores_1TK, margin = join_heads(picks)
-    blocks_TK = torch.zeros_like(rows_TK)
-    pooled_T1V = reference_pooling(wide["table"], rows_TK, blocks_TK, scores_1TK, num_blocks=1)
-    output_TD = pooled_T1V[:, 0] @ wide["projection.weight"].T if projected else pooled_T1V[:, 0]
-    return ReferenceOutput(
-        output=output_TD.reshape(s, b, D),
-        slots=rows_TK,
-        rows=rows_TK,
-        blocks=blocks_TK,
-        scores=scores_1TK,
-        pooled=pooled_T1V,
-        margin=margin,
-    )
+def _pick(
+    config: MemoryConfig,
+    row_scores_RS: Tensor,
+    column_scores_RS: Tensor,
+    wide: Mapping[str, Tensor],
+    head: int,
+    u: Tensor | None,
+    t: Tensor | None,
+) -> Picks:
+    sizes = {"candidates": config.side_top_m or config.top_m, "top_m": config.top_m}
+    if config.variant == "pkm":
+        found = pick_by_sum(row_scores_RS[0], column_scores_RS[0], **sizes)
+    else:
+        assert u is not None and t is not None, "a core chooses by its singular vectors"
+        found = pick_in_two_stages(
+            row_scores_RS, column_scores_RS, wide["core"][head], u[head].double(), t[head].double(), **sizes
+        )
+    return dataclasses.replace(found, scores_CM=found.scores_CM.softmax(dim=1)) if config.softmax else found
 
 
 def reference_pooling(
@@ -181,17 +173,21 @@ def reference_pooling(
 def virtual_table(config: MemoryConfig, weights: Mapping[str, Tensor]) -> Tensor:
     """The expanded table that is never built otherwise: E blocks ``V W_p``, stacked (paper equation 13).
 
-    ``W_p`` is the part of the projection that meets block p. Each score core weighs the products of its own slice,
-    so there is one table per core; they sum to the paper's.
+    ``W_p`` is the part of the projection that meets block p; UltraMemV2 has one block, and without a projection W is
+    the identity. Each score core weighs the products of its own slice, so there is one table per core; they sum to
+    the paper's.
 
     Returns:
         [C, E * N, D] float64, addressed by block * N + row.
     """
     table_NV = weights["table"].double()
-    blocks_DV = weights["projection.weight"].double().chunk(config.expansion, dim=1)
-    width = config.value_dim // config.cores
+    num_blocks = 1 if config.variant == "ultramem_v2" else config.expansion
+    num_cores = 1 if config.variant == "pkm" else config.cores
+    width = config.value_dim // num_cores
+    identity = torch.eye(config.value_dim, dtype=torch.float64)
+    blocks_DV = weights.get("projection.weight", identity).double().chunk(num_blocks, dim=1)
     tables = []
-    for c in range(config.cores):
+    for c in range(num_cores):
         of_core = slice(c * width, (c + 1) * width)
         tables.append(torch.cat([table_NV[:, of_core] @ block[:, of_core].T for block in blocks_DV]))
     return torch.stack(tables)
@@ -206,7 +202,7 @@ def lookup_in_virtual_table(config: MemoryConfig, weights: Mapping[str, Tensor],
     virtual_CZD = virtual_table(config, weights)
     addresses_TK = found.blocks * config.num_rows + found.rows
     output_TD = torch.zeros(len(addresses_TK), virtual_CZD.shape[2], dtype=torch.float64)
-    for c in range(config.cores):
+    for c in range(len(virtual_CZD)):
         output_TD = output_TD + (found.scores[c].unsqueeze(2) * virtual_CZD[c][addresses_TK]).sum(dim=1)
     return output_TD
 
@@ -240,9 +236,7 @@ def _queries(config: MemoryConfig, wide: Mapping[str, Tensor], x_sbD: Tensor) ->
     s, b, D = x_sbD.shape
     seen_sbD = _causal_convolution(x_sbD, wide["conv.weight"]) if config.query_conv_kernel else x_sbD
     flat = seen_sbD.reshape(s * b, D) @ wide["query.weight"].T
-    return flat.reshape(
-        s * b, config.heads // config.heads_per_query, 2, config.tucker_rank, config.key_dim // config.tucker_rank
-    )
+    return flat.reshape(s * b, config.heads // config.heads_per_query, 2, query_ranks(config), key_width(config))
 
 
 def _causal_convolution(x_sbD: Tensor, weight_DJ: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Picks:
-    """The slots of one head of one token."""
+    """The slots of one head of one token. M is ``top_m`` here, and ``candidates`` inside the two functions below."""
 
     slots_M: Tensor
     scores_CM: Tensor
@@ -19,15 +19,22 @@ class Picks:
 
 
 def pick_in_two_stages(
-    row_scores_Rn: Tensor, column_scores_Rn: Tensor, core_CRR: Tensor, u_R: Tensor, t_R: Tensor, top_m: int
+    row_scores_Rn: Tensor,
+    column_scores_Rn: Tensor,
+    core_CRR: Tensor,
+    u_R: Tensor,
+    t_R: Tensor,
+    *,
+    candidates: int,
+    top_m: int,
 ) -> Picks:
     """TDQKR (paper equations 4 to 10): candidates by the leading singular vectors, then the summed core decides.
 
     A pair whose rank-1 score is high because both sides are very negative is never a candidate: this is not an
     exhaustive search, and is not meant to be.
     """
-    rows_M, row_margin = _top(u_R @ row_scores_Rn, top_m)
-    columns_M, column_margin = _top(t_R @ column_scores_Rn, top_m)
+    rows_M, row_margin = _top(u_R @ row_scores_Rn, candidates)
+    columns_M, column_margin = _top(t_R @ column_scores_Rn, candidates)
     i_M, j_M, grid_margin = _top_of_grid(
         row_scores_Rn[:, rows_M].T @ core_CRR.sum(dim=0) @ column_scores_Rn[:, columns_M], rows_M, columns_M, top_m
     )
@@ -38,14 +45,14 @@ def pick_in_two_stages(
     return Picks(i_M * side + j_M, scores_CM, min(row_margin, column_margin, grid_margin))
 
 
-def pick_by_sum(row_scores_n: Tensor, column_scores_n: Tensor, top_m: int) -> Picks:
-    """Product keys: the scores of a row and a column key add, and a softmax weighs the head's slots."""
-    rows_M, row_margin = _top(row_scores_n, top_m)
-    columns_M, column_margin = _top(column_scores_n, top_m)
+def pick_by_sum(row_scores_n: Tensor, column_scores_n: Tensor, *, candidates: int, top_m: int) -> Picks:
+    """Product keys: the scores of a row and a column key add."""
+    rows_M, row_margin = _top(row_scores_n, candidates)
+    columns_M, column_margin = _top(column_scores_n, candidates)
     grid_MM = row_scores_n[rows_M].unsqueeze(1) + column_scores_n[columns_M].unsqueeze(0)
     i_M, j_M, grid_margin = _top_of_grid(grid_MM, rows_M, columns_M, top_m)
-    weights_1M = (row_scores_n[i_M] + column_scores_n[j_M]).softmax(dim=0).unsqueeze(0)
-    return Picks(i_M * len(row_scores_n) + j_M, weights_1M, min(row_margin, column_margin, grid_margin))
+    sums_1M = (row_scores_n[i_M] + column_scores_n[j_M]).unsqueeze(0)
+    return Picks(i_M * len(row_scores_n) + j_M, sums_1M, min(row_margin, column_margin, grid_margin))
 
 
 def _top(scores: Tensor, top_m: int) -> tuple[Tensor, float]:

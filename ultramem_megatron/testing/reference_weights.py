@@ -27,34 +27,45 @@ def shuffled_addresses(config: MemoryConfig, seed: int) -> tuple[Tensor, Tensor]
 
 
 def reference_weight_shapes(config: MemoryConfig, hidden: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of an UltraMem layer's weights.
+    """Names and shapes of a layer's weights; what the config leaves out is not there.
 
-    ``query.weight`` is laid out [Q, 2 (row, column), R, A]. The convolution and the norms exist only when the config
-    asks for them.
+    ``query.weight`` is laid out [Q, 2 (row, column), ranks that have a query, A].
     """
-    width = config.key_dim // config.tucker_rank
-    shapes: dict[str, tuple[int, ...]] = {}
+    ranks, width = key_ranks(config), key_width(config)
+    queries = config.heads // config.heads_per_query
+    shapes: dict[str, tuple[int, ...]] = {
+        "query.weight": (queries * 2 * query_ranks(config) * width, hidden),
+        "keys": (config.heads, 2, math.isqrt(config.expansion) * config.keys_per_side, ranks, width),
+        "table": (config.keys_per_side**2, config.value_dim),
+    }
     if config.query_conv_kernel:
         shapes["conv.weight"] = (hidden, config.query_conv_kernel)
-    shapes["query.weight"] = (config.heads // config.heads_per_query * 2 * config.key_dim, hidden)
     if config.normalize_keys:
         shapes |= {"query_norm.weight": (width,), "key_norm.weight": (width,)}
-    return shapes | {
-        "keys": (config.heads, 2, config.grid_side, config.tucker_rank, width),
-        "core": (config.heads, config.cores, config.tucker_rank, config.tucker_rank),
-        "table": (config.num_rows, config.value_dim),
-        "projection.weight": (hidden, config.expansion * config.value_dim),
-    }
+    if config.variant != "pkm":
+        shapes["core"] = (config.heads, config.cores, ranks, ranks)
+    if config.variant == "ultramem_v2":
+        shapes["pre_values.weight"] = (config.pre_value_dim, hidden)
+        shapes["pre_values.table"] = (config.keys_per_side**2, config.pre_value_dim)
+        shapes["projection.weight"] = (hidden, config.value_dim)
+    elif config.expansion > 1 or config.value_dim != hidden:
+        shapes["projection.weight"] = (hidden, config.expansion * config.value_dim)
+    return shapes
 
 
-def reference_pkm_weight_shapes(config: MemoryConfig, hidden: int, *, projected: bool) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a product-key memory layer's weights; ``query.weight`` is laid out [H, 2, Dk]."""
-    shapes: dict[str, tuple[int, ...]] = {
-        "query.weight": (config.heads * 2 * config.key_dim, hidden),
-        "keys": (config.heads, 2, config.keys_per_side, config.key_dim),
-        "table": (config.num_rows, config.value_dim if projected else hidden),
-    }
-    return shapes | ({"projection.weight": (hidden, config.value_dim)} if projected else {})
+def key_ranks(config: MemoryConfig) -> int:
+    """Components of a side's score."""
+    return 1 if config.variant == "pkm" else config.tucker_rank
+
+
+def key_width(config: MemoryConfig) -> int:
+    """Channels of one rank's key."""
+    return config.key_dim // key_ranks(config) if config.key_layout == "split" else config.key_dim
+
+
+def query_ranks(config: MemoryConfig) -> int:
+    """Ranks that have a query, or a part of it, to themselves."""
+    return 1 if config.key_layout == "full" else key_ranks(config)
 
 
 def random_weights(shapes: Mapping[str, tuple[int, ...]], seed: int, dtype: torch.dtype) -> dict[str, Tensor]:

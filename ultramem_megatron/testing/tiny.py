@@ -28,6 +28,9 @@ TINY: dict[str, dict[str, Any]] = {
     "monitor": {"memory_interval": 2, "log_interval": 1},
 }
 
+EXPERTS = ("memory.variant=none", "model.experts=4", "model.expert_ffn_hidden=48")
+"""Overrides that make it a mixture of experts instead."""
+
 
 def tiny_config(*overrides: str) -> RunConfig:
     """The tiny run, changed by ``key=value`` overrides."""

@@ -24,7 +24,12 @@ def build_run_groups(config: RunConfig, plan: Plan, device: torch.device) -> Gro
         memory_parallel_size=plan.memory_parallel_size,
     )
     return build_groups(
-        grid, virtual_pipeline=config.parallelism.virtual_pipeline, seed=config.training.seed, device=device
+        grid,
+        expert=config.parallelism.expert,
+        value_tables=bool(config.memory.span_list),
+        virtual_pipeline=config.parallelism.virtual_pipeline,
+        seed=config.training.seed,
+        device=device,
     )
 
 

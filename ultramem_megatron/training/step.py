@@ -2,6 +2,7 @@
 
 from ultramem_megatron.data.batch import Batch
 from ultramem_megatron.training.forward_backward import run_micro_batches
+from ultramem_megatron.training.random_state import seed_step
 from ultramem_megatron.training.state import StepResult, TrainState
 
 
@@ -13,6 +14,7 @@ def train_step(state: TrainState, micro_batches: list[Batch]) -> StepResult:
         micro_batches: This rank's share of the next global batch.
     """
     step = state.step + 1
+    seed_step(state.config, state.groups, step)
     state.schedule.begin_step(step)
     for chunk, ddp in zip(state.chunks, state.ddp, strict=True):
         for layer in chunk.memory_layers:

@@ -1,16 +1,15 @@
 """``ultramem data``: text from packages, a tokenizer, indexed datasets."""
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from ultramem_launch.progress import show_progress
+
 if TYPE_CHECKING:
     from ultramem_megatron.data.info import FolderInfo
-    from ultramem_megatron.data.progress import Progress
+    from ultramem_megatron.data.recall.store import TaskRecord
 
 app = typer.Typer(
     name="data",
@@ -28,6 +27,12 @@ _OUT_OPTION = typer.Option(_FOLDER, "--out", help="Data folder to make; data.fol
 _VOCAB_OPTION = typer.Option(8192, "--vocab-size", help="Entries of the tokenizer.")
 _WORKERS_OPTION = typer.Option(None, "--workers", min=1, help="Processes that encode; default: one a core.")
 _SOURCES_OPTION = typer.Option("", "--sources", help="Comma-separated names of JSONL files; default: all.")
+_FACTS_OPTION = typer.Option(
+    None,
+    "--facts",
+    min=4,
+    help="Facts of each task, or all that its corpus has; default: as the folder has, else 1000.",
+)
 _JSON_OPTION = typer.Option(False, "--json", help="Print JSON.")
 
 
@@ -49,7 +54,7 @@ def fetch(
     from ultramem_megatron.data.sources import sources_named
     from ultramem_megatron.units import format_bytes
 
-    with _progress() as progress:
+    with show_progress() as progress:
         fetched = fetch_sources(sources_named(source), out, progress)
     if json_output:
         _print_json({"folder": str(out), "sources": [asdict(one) for one in fetched]})
@@ -74,7 +79,7 @@ def tokenizer(
     """
     from ultramem_megatron.data.tokenizer import make_tokenizer
 
-    with _progress() as progress:
+    with show_progress() as progress:
         path = make_tokenizer(raw, out, vocab_size, _names(sources), progress)
     print(path)
 
@@ -96,7 +101,7 @@ def build(
     """
     from ultramem_megatron.data.build import build as build_sources
 
-    with _progress() as progress:
+    with show_progress() as progress:
         build_sources(raw, out, _names(sources), workers, seed, progress)
     _report(out, json_output)
 
@@ -108,18 +113,47 @@ def prepare(
     raw: Path = _RAW_OPTION,
     vocab_size: int = _VOCAB_OPTION,
     workers: int | None = _WORKERS_OPTION,
+    recall: list[str] = typer.Option(None, "--recall", metavar="TASK", help="Add a recall task; may be repeated."),
+    facts: int | None = _FACTS_OPTION,
     json_output: bool = _JSON_OPTION,
 ) -> None:
     """Fetch, tokenizer and build in one call; what is done is skipped. The way to the first run.
+
+    With --recall also `ultramem data recall`, which says what the tasks are.
 
     Example: ultramem data prepare --source quickstart --out data_cache/quickstart
     """
     from ultramem_megatron.data.prepare import prepare as prepare_folder
 
     folder = out or _FOLDER.with_name(source)
-    with _progress() as progress:
-        prepare_folder(source, raw, folder, vocab_size, workers, progress)
+    with show_progress() as progress:
+        prepare_folder(source, raw, folder, vocab_size, workers, recall or [], facts, progress)
     _report(folder, json_output)
+
+
+@app.command()
+def recall(
+    task: list[str] = typer.Option(..., "--task", help="phonebook, world or gloss; may be repeated."),
+    facts: int | None = _FACTS_OPTION,
+    seed: int | None = typer.Option(None, "--seed", help="Of facts and choices; default: as the folder has, else 0."),
+    raw: Path = _RAW_OPTION,
+    out: Path = _OUT_OPTION,
+    workers: int | None = _WORKERS_OPTION,
+    json_output: bool = _JSON_OPTION,
+) -> None:
+    """Add facts to a data folder, as one more source, and questions that `ultramem eval` asks.
+
+    phonebook: invented people and numbers; world: capitals, currencies, internet domains and demonyms (needs
+    RAW/factbook.jsonl); gloss: meanings of nouns (needs RAW/wordnet.jsonl). Training states each fact in a few ways;
+    the questions use other words. The same seed and number give the same files; other ones replace them.
+
+    Example: ultramem data recall --task phonebook --facts 1000 --out data_cache/quickstart
+    """
+    from ultramem_megatron.data.recall.store import add_tasks
+
+    with show_progress() as progress:
+        add_tasks(task, raw, out, facts, seed, workers, progress)
+    _report(out, json_output)
 
 
 @app.command()
@@ -127,7 +161,8 @@ def info(
     folder: Path = typer.Argument(..., metavar="DIR", help="A data folder."),
     json_output: bool = _JSON_OPTION,
 ) -> None:
-    """What a data folder holds: documents, tokens and bytes of each source and split, checked against the files.
+    """What a data folder holds: documents, tokens and bytes of each source and split, checked against the files,
+    and its recall tasks.
 
     Example: ultramem data info data_cache/quickstart
     """
@@ -138,15 +173,16 @@ def _report(folder: Path, json_output: bool) -> None:
     from dataclasses import asdict
 
     from ultramem_megatron.data.info import describe
+    from ultramem_megatron.data.recall.store import read_task_records
 
-    described = describe(folder)
+    described, tasks = describe(folder), read_task_records(folder)
     if json_output:
-        _print_json(asdict(described))
+        _print_json({**asdict(described), "tasks": {name: asdict(record) for name, record in tasks.items()}})
     else:
-        _print_table(described)
+        _print_tables(described, list(tasks.values()))
 
 
-def _print_table(described: "FolderInfo") -> None:
+def _print_tables(described: "FolderInfo", tasks: "list[TaskRecord]") -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -164,6 +200,8 @@ def _print_table(described: "FolderInfo") -> None:
         f"{described.folder}: {described.train_tokens:,} training tokens, vocabulary {described.vocab_size}",
         soft_wrap=True,
     )
+    for task in tasks:
+        console.print(f"task {task.task}: {task.facts:,} facts, {task.questions:,} questions, seed {task.seed}")
 
 
 def _print_json(content: object) -> None:
@@ -174,29 +212,3 @@ def _print_json(content: object) -> None:
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-@contextmanager
-def _progress() -> "Iterator[Progress]":
-    """Bars on a terminal, else a line when a step is done; on stderr, so that ``--json`` stays clean."""
-    if not sys.stderr.isatty():
-        yield _print_step
-        return
-    from rich.console import Console
-    from rich.progress import Progress as Bars
-    from rich.progress import TaskID
-
-    with Bars(console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def show(what: str, fraction: float) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=1.0)
-            bars.update(tasks[what], completed=fraction)
-
-        yield show
-
-
-def _print_step(what: str, fraction: float) -> None:
-    if fraction == 0.0:
-        print(f"{what} ...", file=sys.stderr, flush=True)

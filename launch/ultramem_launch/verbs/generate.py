@@ -24,7 +24,7 @@ def generate(
     refuse_wrong_apex()
     device = start_process(find_place())
     from ultramem_megatron.parallel.groups import destroy_groups
-    from ultramem_megatron.training.generate import open_trained_model
+    from ultramem_megatron.training.trained_model import open_trained_model
 
     model = open_trained_model(run_dir, device)
     typer.echo(prompt + model.continue_text(prompt, tokens=tokens, temperature=temperature, seed=seed))

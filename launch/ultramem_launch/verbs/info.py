@@ -39,12 +39,12 @@ def describe(config: "RunConfig") -> dict[str, Any]:
     rows_per_token = memory_layers * config.memory.picks
     return {
         "parameters": counts.to_dict(),
-        "dense_parameters": {name: getattr(counts, name) for name in ("attention", "mlp", "norms", "memory_dense")},
+        "dense_parameters": {name: getattr(counts, name) for name in ("attention", "mlp", "router", "memory_dense")},
         "flops_per_token": counts.flops_per_token,
         "memory_layers": memory_layers,
         "table_rows": config.memory.num_rows if memory_layers else 0,
         "rows_per_token": rows_per_token,
-        "row_bytes_per_token": rows_per_token * config.memory.value_dim * element_bytes,
+        "row_bytes_per_token": rows_per_token * (config.memory.value_dim + config.memory.pre_value_dim) * element_bytes,
         "precision": str(config.training.precision),
         "memory_bytes": {
             component: dict(
@@ -54,7 +54,7 @@ def describe(config: "RunConfig") -> dict[str, Any]:
                     strict=True,
                 )
             )
-            for component in ("dense", "tables", "embedding")
+            for component in ("dense", "experts", "tables", "norms", "embedding")
         },
     }
 
@@ -74,6 +74,8 @@ def _text(facts: dict[str, Any]) -> str:
         f"{'memory, ' + facts['precision']:<28}{'weights':>12}{'gradients':>12}{'optimizer':>12}",
     ]
     for component, state in facts["memory_bytes"].items():
+        if not parameters[component]:
+            continue
         lines.append(f"  {component:<26}" + "".join(f"{format_bytes(count):>12}" for count in state.values()))
     lines.append("  of the whole model, each parameter once; `ultramem plan CONFIG --explain` gives it for a rank")
     return "\n".join(lines)

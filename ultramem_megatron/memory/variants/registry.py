@@ -1,24 +1,15 @@
-"""Every memory variant, by the name that the config uses."""
+"""Every memory variant, by the name that the config uses: how its layer is built."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ultramem_megatron.config.memory import VariantName
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.memory.layer import LayerPlace, MemoryLayer
-from ultramem_megatron.memory.variants import pkm, ultramem
-from ultramem_megatron.parallel.partition.base import TableShape, ValuePartition
+from ultramem_megatron.memory.variants import pkm, ultramem, ultramem_v2
+from ultramem_megatron.parallel.partition.base import ValuePartition
 
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """How a variant's tables look and how its layer is built."""
-
-    table_shape: Callable[[RunConfig], TableShape]
-    build: Callable[[RunConfig, LayerPlace, ValuePartition], MemoryLayer]
-
-
-VARIANTS: dict[VariantName, Variant] = {
-    VariantName.PKM: Variant(pkm.table_shape, pkm.build),
-    VariantName.ULTRAMEM: Variant(ultramem.table_shape, ultramem.build),
+VARIANTS: dict[VariantName, Callable[[RunConfig, LayerPlace, ValuePartition], MemoryLayer]] = {
+    VariantName.PKM: pkm.build,
+    VariantName.ULTRAMEM: ultramem.build,
+    VariantName.ULTRAMEM_V2: ultramem_v2.build,
 }

@@ -58,8 +58,11 @@ class Shard:
 
 
 class ValuePartition(ABC):
-    """How one value table is split over the ``mem`` group. The three phases of a lookup are
-    ``dispatch``, ``lookup``, ``combine``; only the outer two communicate."""
+    """How one value table is split over the ``mem`` group. It offers two operations, the lookup and the inner products.
+
+    The three phases of a lookup are ``dispatch``, ``lookup``, ``combine``; those of the inner products have the same
+    names with ``_products`` after them. Only the outer two communicate.
+    """
 
     def __init__(self, table: TableShape, channel: Channel) -> None:
         self.table = table
@@ -91,10 +94,39 @@ class ValuePartition(ABC):
             times their scores.
         """
 
+    @abstractmethod
+    def dispatch_products(self, rows_TK: Tensor, vectors_TV: Tensor, tokens: Sequence[int]) -> Any:
+        """Bring row numbers and vectors to where they meet the rows. Collective over ``mem``."""
+
+    @abstractmethod
+    def lookup_products(self, shard_nv: Tensor, dispatched: Any) -> Tensor:
+        """Read this rank's part of the rows, and multiply those whose vectors are here. No communication."""
+
+    @abstractmethod
+    def combine_products(self, found: Tensor, dispatched: Any) -> Tensor:
+        """Bring the results home. Collective over ``mem``."""
+
     def __call__(self, shard_nv: Tensor, picks: Picks, tokens: Sequence[int]) -> Tensor:
         """The whole lookup, one phase after the other."""
         dispatched = self.dispatch(picks, tokens)
         return self.combine(self.lookup(shard_nv, dispatched), dispatched)
+
+    def inner_products(self, shard_nv: Tensor, rows_TK: Tensor, vectors_TV: Tensor, tokens: Sequence[int]) -> Tensor:
+        """For each pick the inner product of its row with its token's vector, one phase after the other. Collective.
+
+        UltraMemV2's pre-values are such a table (arXiv 2508.18756, eq. 15). Blocks and cores play no part.
+
+        Args:
+            shard_nv: This rank's shard.
+            rows_TK: int32 rows, in [0, N), of the tokens of this rank. A row may occur twice for one token.
+            vectors_TV: The vectors of these tokens, in the type of the table: so they travel.
+            tokens: Tokens of every rank of the group; the ranks may differ, and may have none.
+
+        Returns:
+            products_TK, multiplied and summed in fp32 and left so. Differentiable in shard and vectors.
+        """
+        dispatched = self.dispatch_products(rows_TK, vectors_TV, tokens)
+        return self.combine_products(self.lookup_products(shard_nv, dispatched), dispatched)
 
 
 def even_range(total: int, parts: int, index: int) -> range:

@@ -1,8 +1,9 @@
 """Dimension-wise partition: each rank of the ``mem`` group holds some columns of all rows (paper Fig. 8b;
 TorchRec: column-wise).
 
-Picks and scores of all tokens travel to every rank, each pools its columns, and the pieces travel home. Shapes are
-static and the load is even, however skewed the picks are.
+Picks and scores of all tokens travel to every rank, each pools its columns, and the pieces travel home. For inner
+products, each rank gets its columns of all vectors, and the partial products are summed at home. Shapes are static
+and the load is even, however skewed the picks are.
 """
 
 from collections.abc import Sequence
@@ -11,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ultramem_megatron.parallel.collectives import all_gather_tokens, all_to_all
+from ultramem_megatron.parallel.collectives import all_gather_tokens, all_to_all, reduce_scatter_tokens
 from ultramem_megatron.parallel.partition.base import Picks, Shard, ValuePartition, even_range
-from ultramem_megatron.parallel.partition.pooling import pool, read_rows
+from ultramem_megatron.parallel.partition.pooling import multiply_rows, pool, read_rows
 
 # Letters: P ranks of the group, T tokens on this rank, G tokens in the group, v = V / P columns of this rank.
 
@@ -25,6 +26,16 @@ class GatheredPicks:
     rows_GK: Tensor
     blocks_GK: Tensor
     scores_hGK: Tensor
+    tokens: list[int]
+    """Tokens of each rank."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatheredVectors:
+    """Whose inner products this rank computes, over its columns."""
+
+    rows_GK: Tensor
+    vectors_Gv: Tensor
     tokens: list[int]
     """Tokens of each rank."""
 
@@ -62,3 +73,17 @@ class DimensionWise(ValuePartition):
         # no -1: it is ambiguous on a rank without tokens
         pieces_PTEv = pieces.view(ranks, mine, self.table.blocks, self.table.value_dim // ranks)
         return pieces_PTEv.permute(1, 2, 0, 3).reshape(mine, self.table.blocks, self.table.value_dim)
+
+    def dispatch_products(self, rows_TK: Tensor, vectors_TV: Tensor, tokens: Sequence[int]) -> GatheredVectors:
+        rows_GK = all_gather_tokens(rows_TK, tokens, self.channel)
+        ranks, mine = self.channel.size, tokens[self.channel.rank]
+        width = self.table.value_dim // ranks
+        slices_PTv = vectors_TV.reshape(mine, ranks, width).transpose(0, 1)
+        slices = slices_PTv.reshape(ranks * mine, width)
+        return GatheredVectors(rows_GK, all_to_all(slices, [mine] * ranks, tokens, self.channel), list(tokens))
+
+    def lookup_products(self, shard_nv: Tensor, dispatched: GatheredVectors) -> Tensor:
+        return multiply_rows(shard_nv, dispatched.rows_GK, dispatched.vectors_Gv)
+
+    def combine_products(self, found: Tensor, dispatched: GatheredVectors) -> Tensor:
+        return reduce_scatter_tokens(found, dispatched.tokens, self.channel)

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ultramem_megatron.parallel.partition.base import Picks, Shard, ValuePartition
-from ultramem_megatron.parallel.partition.pooling import pool, read_rows
+from ultramem_megatron.parallel.partition.pooling import multiply_rows, pool, read_rows
 
 
 class Replicated(ValuePartition):
-    """The unsplit lookup."""
+    """The unsplit table."""
 
     def shard(self, rank: int) -> Shard:
         return Shard(range(self.table.num_rows), range(self.table.value_dim))
@@ -23,3 +23,13 @@ class Replicated(ValuePartition):
     def combine(self, found: Tensor, dispatched: Picks) -> Tensor:
         value_dim = self.table.value_dim
         return pool(found, dispatched.blocks_TK, dispatched.scores_hTK, self.table.blocks, range(value_dim), value_dim)
+
+    def dispatch_products(self, rows_TK: Tensor, vectors_TV: Tensor, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return rows_TK, vectors_TV
+
+    def lookup_products(self, shard_nv: Tensor, dispatched: tuple[Tensor, Tensor]) -> Tensor:
+        rows_TK, vectors_TV = dispatched
+        return multiply_rows(shard_nv, rows_TK, vectors_TV)
+
+    def combine_products(self, found: Tensor, dispatched: tuple[Tensor, Tensor]) -> Tensor:
+        return found
