@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ultramem_megatron.memory.value_expansion import PlainSlots, SlotShuffle
+from ultramem_megatron.memory.value_expansion import OneBlock, PlainSlots, SlotShuffle
 from ultramem_megatron.testing.distributed import run_distributed
 
 
@@ -67,3 +67,11 @@ def test_plain_slots_are_rows() -> None:
     rows, blocks = PlainSlots()(torch.tensor([[3, 1], [0, 8]]))
     assert rows.tolist() == [[3, 1], [0, 8]] and rows.dtype is torch.int32
     assert blocks.tolist() == [[0, 0], [0, 0]] and blocks.dtype is torch.uint8
+
+
+def test_one_block_keeps_the_rows_and_forgets_the_blocks() -> None:
+    shuffle = SlotShuffle(6, 9, 0)
+    slots = torch.arange(36).view(4, 9)
+    rows, blocks = OneBlock(shuffle)(slots)
+    assert torch.equal(rows, shuffle(slots)[0]) and shuffle(slots)[1].any()
+    assert not blocks.any() and blocks.dtype is torch.uint8 and blocks.shape == slots.shape
