@@ -104,6 +104,10 @@ RULES = [
     (["memory.pre_value_dim=8"], r"^memory\.pre_value_dim = 8 needs memory\.variant = ultramem_v2, not ultramem"),
     (["memory.variant=ultramem_v2"], r"^memory\.pre_value_dim = 0 must be greater than 0"),
     (["memory.side_top_m=1"], r"^memory\.side_top_m = 1 must not exceed .* its square not lie below memory\.top_m = 4"),
+    (
+        ["memory.keys_per_side=2", "memory.expansion=1", "memory.side_top_m=2"],
+        r"^memory\.top_m = 4 takes every slot of a head, 2 x 2, ",
+    ),
     (["memory.side_top_m=17"], r"^memory\.side_top_m = 17 must not exceed memory\.keys_per_side = 16"),
     (["memory.tucker_rank=3"], r"^memory\.tucker_rank = 3 must divide memory\.key_dim = 16; near it these do: "),
     (["memory.cores=3"], r"^memory\.cores = 3 must divide memory\.value_dim = 16; near it these do: "),

@@ -250,6 +250,11 @@ class MemoryConfig:
                 f"and its square not lie below memory.top_m = {self.top_m}, which are chosen from so many pairs; set "
                 f"it to {min(self.keys_per_side, max(self.top_m, 1))}, or to 0 for top_m"
             )
+        if self.top_m >= self.grid_side**2:
+            raise ConfigError(
+                f"memory.top_m = {self.top_m} takes every slot of a head, {self.grid_side} x {self.grid_side}, which "
+                "leaves nothing to choose; lower top_m or raise memory.keys_per_side"
+            )
         if self.score_gain is ScoreGain.ONE_SIDE and self.candidates >= self.grid_side:
             raise ConfigError(
                 f"memory.score_gain = one_side divides by the mean of the best {self.candidates} of "
