@@ -96,7 +96,7 @@ def test_second_version() -> None:
     assert large["total_without_embedding"] / BILLION == pytest.approx(6.70, rel=0.02)
 
 
-@pytest.mark.parametrize("twin", ["dense", "pkm", "moe"])
+@pytest.mark.parametrize("twin", ["dense", "pkm", "moe", "ultramem-v2"])
 def test_tiny_twins_match_tiny_ultramem(twin: str) -> None:
     ultramem, other = info("tiny/ultramem"), info(f"tiny/{twin}")
     assert other["flops"] == pytest.approx(ultramem["flops"], rel=0.002)
