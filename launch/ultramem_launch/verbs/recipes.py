@@ -16,6 +16,7 @@ def recipes(as_json: bool = typer.Option(False, "--json", help="As a JSON list o
     if as_json:
         typer.echo(json.dumps(names))
         return
+    width = max(map(len, names))
     for name in names:
         first = (RECIPES / f"{name}.yaml").read_text().splitlines()[0].lstrip("# ")
-        typer.echo(f"{name:24s} {first}")
+        typer.echo(f"{name:{width}s} {first}")
