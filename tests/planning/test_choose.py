@@ -287,6 +287,10 @@ def test_a_pin_that_stands_in_the_way_is_named(make_config: MakeConfig, make_clu
 @pytest.mark.parametrize(
     ("override", "remedy"),
     [
+        (
+            "model.experts=64 model.expert_ffn_hidden=8192",
+            "The experts weigh most: raise parallelism.expert, tensor or pipeline, or lower model.experts",
+        ),
         ("model.hidden=8192", "The dense model weighs most: raise parallelism.tensor or pipeline"),
         ("model.seq_length=65536", "Activations weigh most: lower training.micro_batch_size"),
     ],
@@ -296,7 +300,7 @@ def test_remedies_follow_what_weighs_most(
 ) -> None:
     for variant in ("ultramem", "none"):
         with pytest.raises(PlanError) as caught:
-            choose_plan(make_config(override, f"memory.variant={variant}"), make_cluster(6))
+            choose_plan(make_config(*override.split(), f"memory.variant={variant}"), make_cluster(6))
         assert remedy in str(caught.value)
 
 

@@ -163,14 +163,17 @@ def _shortage(parts: dict[str, float], cluster: ClusterSpec) -> str:
 
 def _remedies(parts: dict[str, float], *, tables_split: bool) -> str:
     """What helps against the largest group of parts."""
-    groups = {"table": 0.0, "dense": 0.0, "work": 0.0}
+    groups = {"table": 0.0, "dense": 0.0, "expert": 0.0, "work": 0.0}
     for name, count in parts.items():
-        groups[name.split("_")[0] if name.startswith(("table", "dense")) else "work"] += count
+        kind = name.split("_")[0]
+        groups[kind if kind in groups else "work"] += count
     match max(groups, key=lambda name: groups[name]):
         case "table":
             share = "more ranks to share the tables" if tables_split else "a larger memory.parallel_size"
             return f"The tables weigh most: use {share}, or lower memory.keys_per_side or memory.value_dim"
         case "dense":
             return "The dense model weighs most: raise parallelism.tensor or pipeline, or lower model.hidden or layers"
+        case "expert":
+            return "The experts weigh most: raise parallelism.expert, tensor or pipeline, or lower model.experts"
         case _:
             return "Activations weigh most: lower training.micro_batch_size, or raise parallelism.tensor or pipeline"
