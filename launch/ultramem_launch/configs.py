@@ -38,4 +38,4 @@ def load_config(name: str, overrides: Sequence[str]) -> "RunConfig":
     """CONFIG and ``key=value`` overrides -> a checked config."""
     from ultramem_megatron.config.load import load_run_config
 
-    return load_run_config(find_config(name), overrides)
+    return load_run_config(find_config(name), overrides, RECIPES)

@@ -146,8 +146,8 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 def test_an_override_is_checked_with_the_file_below_it(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("memory: {variant: ultramem, spans: 1:2, keys_per_side: 8, top_m: 8}\n")
-    with pytest.raises(ConfigError, match=r"memory\.top_m = 8 exceeds memory\.keys_per_side = 4"):
-        load_run_config(tmp_path / "run.yaml", ["memory.keys_per_side=4"])
+    with pytest.raises(ConfigError, match=r"memory\.top_m = 8 exceeds the 6 row keys"):
+        load_run_config(tmp_path / "run.yaml", ["memory.keys_per_side=3"])
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -205,3 +205,45 @@ def test_nothing_can_be_changed() -> None:
     for section in sections:
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(section, dataclasses.fields(section)[0].name, 1)
+
+
+def test_a_mapping_is_set_whole_and_an_entry_of_it_alone(tmp_path: Path) -> None:
+    base, mine = tmp_path / "base.yaml", tmp_path / "mine.yaml"
+    base.write_text("data: {sources: {a: 1, b: 2}}\n")
+    mine.write_text("base: base\ndata: {sources: {c: 3}}\n")
+    assert load_run_config(mine).data.sources == {"c": 3}, "what a file names replaces its base's"
+    assert load_run_config(base, ["data.sources={c: 4}"]).data.sources == {"c": 4}
+    assert load_run_config(base, ["data.sources.b=5", "data.sources.c=6"]).data.sources == {"a": 1, "b": 5, "c": 6}
+
+
+def test_a_base_comes_first_and_may_have_one_itself(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "one.yaml").write_text("model: {layers: 2, heads: 2}\n")
+    (tmp_path / "two.yaml").write_text("base: one\nmodel: {layers: 6}\n")
+    (tmp_path / "folder" / "three.yaml").write_text("base: ../two\ntraining: {steps: 7}\n")
+    config = load_run_config(tmp_path / "folder" / "three.yaml", ["training.seed=8"])
+    assert (config.model.heads, config.model.layers, config.training.steps, config.training.seed) == (2, 6, 7, 8)
+
+
+def test_a_base_may_be_a_recipe(tmp_path: Path) -> None:
+    recipes = tmp_path / "recipes"
+    (recipes / "tiny").mkdir(parents=True)
+    (recipes / "tiny" / "a.yaml").write_text("base: b\nmodel: {layers: 3}\n")
+    (recipes / "tiny" / "b.yaml").write_text("model: {heads: 2}\n")
+    (tmp_path / "mine.yaml").write_text("base: tiny/a\n")
+    model = load_run_config(tmp_path / "mine.yaml", recipes=recipes).model
+    assert (model.layers, model.heads) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("nowhere", r"mine\.yaml: base = nowhere is neither the file .*nowhere\.yaml nor a recipe; name one without"),
+        ("mine", r"mine\.yaml: base = mine leads back to a file that builds on this one: mine -> mine$"),
+        ("[a, b]", r"mine\.yaml: base = \['a', 'b'\] must name one other file"),
+    ],
+)
+def test_bad_bases(tmp_path: Path, base: str, message: str) -> None:
+    (tmp_path / "mine.yaml").write_text(f"base: {base}\n")
+    with pytest.raises(ConfigError, match=message):
+        load_run_config(tmp_path / "mine.yaml")

@@ -139,14 +139,18 @@ def test_every_fact_is_stated_in_training(name: str, raw: Path) -> None:
 @pytest.mark.parametrize("name", TASKS)
 def test_the_wrong_choices_are_values_of_the_same_kind(name: str, raw: Path) -> None:
     facts, _, asked = make(name, raw)
-    values = {kind: {f" {fact.value}" for fact in facts if fact.kind == kind} for kind in {fact.kind for fact in facts}}
+    ending = TASKS[name].ending
+    values = {
+        kind: {f" {fact.value}{ending}" for fact in facts if fact.kind == kind}
+        for kind in {fact.kind for fact in facts}
+    }
     right = {
         (fact.kind, TASKS[name].question.format(subject=fact.subject, kind=fact.kind)): fact.value for fact in facts
     }
     for question in asked:
         assert len(set(question.choices)) == 4
         assert set(question.choices) <= values[question.kind]
-        assert question.choices[question.answer] == f" {right[question.kind, question.prompt]}"
+        assert question.choices[question.answer] == f" {right[question.kind, question.prompt]}{ending}"
     places = [question.answer for question in asked]
     assert all(places.count(place) > FACTS // 8 for place in range(4)), "the place of an answer tells nothing"
 

@@ -11,8 +11,8 @@ from ultramem_launch.configs import recipe_names
 MILLION, BILLION = 1e6, 1e9
 
 
-def info(recipe: str) -> dict[str, float]:
-    done = CliRunner().invoke(app, ["info", recipe, "--json"])
+def info(recipe: str, *overrides: str) -> dict[str, float]:
+    done = CliRunner().invoke(app, ["info", recipe, *overrides, "--json"])
     assert done.exit_code == 0, done.output
     facts = json.loads(done.output)
     return {**facts["parameters"], "flops": facts["flops_per_token"]}
@@ -62,9 +62,8 @@ PRINTED = {
     "moe-680m-2in33": ("8.95", "1.50"),
     "moe-1.6b-2in34": ("21.36", "3.52"),
 }
-# three FLOPs that no sizes give together with the printed parameters: 2 x the parameters (times 1.61 B activated is
-# 3.22), 2 x (4 D^2 + two experts + router) for the others; each is one unit of the last digit away
-ONE_UNIT_AWAY = {"dense-1.6b": "3.22", "moe-680m-2in33": "1.51", "moe-1.6b-2in34": "3.53"}
+# two that no whole sizes give together with the printed parameters; each is one unit of the last digit away
+ONE_UNIT_AWAY = {"dense-1.6b": "3.22", "moe-680m-2in33": "1.51"}
 
 
 @pytest.mark.parametrize("recipe", PRINTED)
@@ -88,8 +87,9 @@ def test_x12(recipe: str, billions: float, gigaflops: float) -> None:
 
 def test_second_version() -> None:
     """arXiv 2508.18756, Table 10. Its 227M class counts embeddings as activated, its 1B class does not: only so do its
-    activated and total columns, and those of its own baselines, fit the widths that it states."""
-    small, large = info("v2-227m"), info("v2-1b-7b")
+    columns fit its own baselines. The widths of the 1B class do not fit its 528 keys a side: 552 are the recipe's."""
+    small, large, as_extracted = info("v2-227m"), info("v2-1b-7b"), info("v2-1b-7b", "memory.keys_per_side=528")
+    assert as_extracted["total_without_embedding"] / BILLION == pytest.approx(6.21, abs=0.01)
     assert (small["activated"] + small["embedding"]) / MILLION == pytest.approx(225, rel=0.02)
     assert small["total_without_embedding"] / BILLION == pytest.approx(1.18, rel=0.02)
     assert large["activated"] / MILLION == pytest.approx(1079, rel=0.02)
@@ -99,6 +99,7 @@ def test_second_version() -> None:
 @pytest.mark.parametrize("twin", ["dense", "pkm", "moe", "ultramem-v2"])
 def test_tiny_twins_match_tiny_ultramem(twin: str) -> None:
     ultramem, other = info("tiny/ultramem"), info(f"tiny/{twin}")
-    assert other["flops"] == pytest.approx(ultramem["flops"], rel=0.002)
+    assert other["flops"] == pytest.approx(ultramem["flops"], rel=0.01)
+    assert other["activated"] == pytest.approx(ultramem["activated"], rel=0.002)
     if twin != "dense":
         assert other["total_without_embedding"] == pytest.approx(ultramem["total_without_embedding"], rel=0.01)

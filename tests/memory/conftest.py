@@ -170,9 +170,9 @@ class Layers:
     def watched(layer: "MemoryLayer", x: Tensor) -> tuple[Tensor, Any]:
         """The output, and the picks with the scores that weighed the rows (pre-values included)."""
         seen: list[Any] = []
-        layer.observer = lambda picks, _: seen.append(picks)
+        watch = layer.table.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
         output = layer(x)
-        layer.observer = None
+        watch.remove()
         (picks,) = seen
         return output, picks
 

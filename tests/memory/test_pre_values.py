@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.testing.distributed import run_distributed
 
 Layers = Any  # the fixture's class lives in conftest.py
@@ -62,3 +63,18 @@ def test_there_is_no_activation(layers: Layers) -> None:
 
     ((positive, negative),) = run_distributed(1, both)
     assert torch.equal(negative, -positive) and (positive < 0).any() and (positive > 0).any()
+
+
+def observed(layers: Any, config: RunConfig) -> tuple[Tensor, Tensor]:
+    layer, shown = layers.build(config), []
+    layer.observer = lambda picks, _: shown.append(picks.scores_hTK.detach())
+    x = torch.randn(4, 2, config.model.hidden)
+    with torch.no_grad():
+        layer(x)
+        return shown[0], layer.retrieve(x).scores_hTK
+
+
+def test_metrics_see_the_scores_that_chose(layers: Any) -> None:
+    """Not those that pre-values have multiplied: they are of either sign, and say nothing of the retrieval."""
+    ((shown, retrieved),) = run_distributed(1, observed, layers, layers.config(variant="ultramem_v2", pre_value_dim=4))
+    assert torch.equal(shown, retrieved)

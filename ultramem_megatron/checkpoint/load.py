@@ -31,7 +31,8 @@ def load_weights(folder: Path, chunks: Sequence[GPTModel]) -> None:
         chunk.load_state_dict(loaded["model"][f"chunk_{index}"])
 
 
-# what makes a model the function that it is; the layout, the schedule and the batch may change between runs
+# what gives the weights their shapes and meaning; layout, schedule and batch may change between runs, and so may the
+# number of picks, with which a trained memory can be read more sparsely or more densely
 _IDENTITY = {
     "model": (
         *("layers", "hidden", "ffn_hidden", "heads", "vocab_size", "gated_mlp", "tie_embeddings"),

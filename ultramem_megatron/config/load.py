@@ -17,22 +17,23 @@ from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.errors import ConfigError
 
 
-def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_run_config(path: Path, overrides: Sequence[str] = (), recipes: Path | None = None) -> RunConfig:
     """Read ``path``, apply ``key=value`` overrides, check everything.
 
     Args:
         path: A YAML file with any of the sections of ``RunConfig``. ``base: NAME`` names a file beside it,
-            NAME.yaml, whose settings come first.
+            NAME.yaml, or a recipe, whose settings come first.
         overrides: Dotted assignments such as ``model.layers=8``; a value is read as YAML.
+        recipes: Folder of the recipes that a ``base`` may name.
 
     Raises:
         ConfigError: The file is missing or no YAML, a key is unknown (the nearest one is named), a value has
             the wrong type or breaks a rule.
     """
-    return resolve([*_layers(path, ()), *map(parse_override, overrides)])
+    return resolve([*_layers(path, recipes, ()), *map(parse_override, overrides)])
 
 
-def _layers(path: Path, above: tuple[Path, ...]) -> list[tuple[str, dict[str, Any]]]:
+def _layers(path: Path, recipes: Path | None, above: tuple[Path, ...]) -> list[tuple[str, dict[str, Any]]]:
     """The settings of ``path`` and, before them, those of the file that it names as its ``base``."""
     content = _read_file(path)
     base = content.pop("base", None)
@@ -40,14 +41,18 @@ def _layers(path: Path, above: tuple[Path, ...]) -> list[tuple[str, dict[str, An
         return [(str(path), content)]
     if not isinstance(base, str):
         raise ConfigError(f"{path}: base = {base} must name one other file, without .yaml and relative to this one")
-    parent = path.parent / f"{base}.yaml"
+    places = [folder / f"{base}.yaml" for folder in (path.parent, recipes) if folder is not None]
+    parent = next((place for place in places if place.is_file()), None)
+    if parent is None:
+        raise ConfigError(
+            f"{path}: base = {base} is neither the file {places[0]} nor a recipe; name one without .yaml, relative to "
+            "this file, or a recipe of `ultramem recipes`"
+        )
     chain = (*above, path.resolve())
     if parent.resolve() in chain:
         names = " -> ".join(one.stem for one in (*chain, parent))
         raise ConfigError(f"{path}: base = {base} leads back to a file that builds on this one: {names}")
-    if not parent.is_file():
-        raise ConfigError(f"{path}: base = {base} names {parent}, which does not exist")
-    return [*_layers(parent, chain), (str(path), content)]
+    return [*_layers(parent, recipes, chain), (str(path), content)]
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -71,9 +76,14 @@ def parse_override(text: str) -> tuple[str, dict[str, Any]]:
         nested = read_yaml(value)
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f'override "{text}" cannot be read as YAML: {_one_line(error)}') from None
-    for part in reversed(key.split(".")):
-        nested = {part: nested}
-    return text, nested
+    section, *field = key.split(".")
+    for depth, part in reversed(list(enumerate(field))):
+        nested = _Entry({part: nested}) if depth else {part: nested}
+    return text, {section: nested}
+
+
+class _Entry(dict[str, Any]):
+    """One entry of a field that is a mapping; the entries beside it stay. Without this mark the field is set whole."""
 
 
 def _one_line(error: Exception) -> str:
@@ -117,13 +127,26 @@ def resolve(layers: Iterable[tuple[str, dict[str, Any]]]) -> RunConfig:
     plain: Any = OmegaConf.create({})
     for origin, nested in layers:
         _refuse_unknown_keys(nested, RunConfig, origin)
+        _clear_mappings(plain, nested)
         try:
-            plain = OmegaConf.merge(plain, nested)
+            plain = OmegaConf.merge(plain, _unmarked(nested))
         except OmegaConfBaseException as error:
             raise ConfigError(f"{origin} holds what no setting can be: {str(error).splitlines()[0]}") from None
     config = _build(RunConfig, OmegaConf.to_container(plain), "")
     assert isinstance(config, RunConfig)
     return config
+
+
+def _clear_mappings(plain: DictConfig, nested: dict[str, Any]) -> None:
+    """Take out the mapping-valued fields that ``nested`` sets, or merging would only add to them."""
+    for section, fields in nested.items():
+        for name, value in fields.items():
+            if isinstance(value, dict) and not isinstance(value, _Entry):
+                plain.get(section, {}).pop(name, None)
+
+
+def _unmarked(value: Any) -> Any:
+    return {key: _unmarked(inner) for key, inner in value.items()} if isinstance(value, dict) else value
 
 
 def to_yaml(config: RunConfig) -> str:

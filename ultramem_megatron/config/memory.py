@@ -198,15 +198,24 @@ class MemoryConfig:
             require_positive(f"memory.{name}", getattr(self, name))
         if self.variant is not VariantName.PKM:
             self._check_cores()
-        require_divides("memory.heads_per_query", self.heads_per_query, "memory.heads", self.heads)
+        if self.heads % self.heads_per_query:
+            raise ConfigError(
+                f"memory.heads = {self.heads} must be a multiple of memory.heads_per_query = {self.heads_per_query}, "
+                f"because so many heads share a query; set heads to {self.heads + -self.heads % self.heads_per_query}, "
+                "or heads_per_query to 1 for a query of each head's own"
+            )
         self._check_table()
         self._check_choice()
         self._check_small_numbers()
         self._check_place()
 
     def _check_cores(self) -> None:
-        for name in ("tucker_rank", "cores"):
-            require_positive(f"memory.{name}", getattr(self, name))
+        if self.tucker_rank < 1:
+            raise ConfigError(
+                f"memory.tucker_rank = {self.tucker_rank} must be at least 1: a score is a sum over pairs of ranks; "
+                "set it to 2, the paper's, or choose memory.variant = pkm, which has no core"
+            )
+        require_positive("memory.cores", self.cores)
         if self.key_layout is KeyLayout.SPLIT:
             require_divides("memory.tucker_rank", self.tucker_rank, "memory.key_dim", self.key_dim)
         require_divides("memory.cores", self.cores, "memory.value_dim", self.value_dim)
@@ -239,16 +248,18 @@ class MemoryConfig:
             )
 
     def _check_choice(self) -> None:
-        if self.top_m > self.keys_per_side and self.side_top_m == 0:
+        if self.candidates > self.grid_side:
+            name = "side_top_m" if self.side_top_m else "top_m"
             raise ConfigError(
-                f"memory.top_m = {self.top_m} exceeds memory.keys_per_side = {self.keys_per_side}, and a head "
-                "first picks top_m of the row keys; lower top_m or raise keys_per_side, or set side_top_m"
+                f"memory.{name} = {self.candidates} exceeds the {self.grid_side} row keys of a head (sqrt(expansion) x "
+                f"keys_per_side), of which so many are picked first; lower {name} or raise memory.keys_per_side"
+                + ("" if self.side_top_m else ", or set memory.side_top_m")
             )
-        if self.side_top_m and not (self.side_top_m <= self.keys_per_side and self.side_top_m**2 >= self.top_m):
+        if self.candidates**2 < self.top_m:
             raise ConfigError(
-                f"memory.side_top_m = {self.side_top_m} must not exceed memory.keys_per_side = {self.keys_per_side}, "
-                f"and its square not lie below memory.top_m = {self.top_m}, which are chosen from so many pairs; set "
-                f"it to {min(self.keys_per_side, max(self.top_m, 1))}, or to 0 for top_m"
+                f"memory.side_top_m = {self.side_top_m} gives {self.candidates**2} pairs of a row and a column, fewer "
+                f"than memory.top_m = {self.top_m} that are chosen from them; set side_top_m to at least "
+                f"{math.isqrt(self.top_m - 1) + 1}, or to 0 for top_m"
             )
         if self.top_m >= self.grid_side**2:
             raise ConfigError(

@@ -39,7 +39,8 @@ class LayerPlace:
 
 
 Observer = Callable[[Picks, Tensor], None]
-"""Is shown the picks and the output of each forward pass; the layer knows nothing of metrics."""
+"""Is shown the picks, with the scores that chose them, and the output of each forward pass; the layer knows nothing of
+metrics."""
 
 
 class OutputProjection(nn.Module):
@@ -86,9 +87,8 @@ class MemoryLayer(nn.Module):
     def forward(self, x_sbD: Tensor) -> Tensor:
         x_sbD = self.place.share.enter(x_sbD)
         picks = self.retrieve(x_sbD)
-        if self.pre_values is not None:
-            picks = self.pre_values(x_sbD.flatten(0, 1), picks)
-        pooled_TEV = self.table(picks)
+        weighed = picks if self.pre_values is None else self.pre_values(x_sbD.flatten(0, 1), picks)
+        pooled_TEV = self.table(weighed)
         out_sbD = self._dropped(self.projection(pooled_TEV).view(x_sbD.shape))
         if self.observer is not None:
             self.observer(picks, out_sbD)

@@ -89,9 +89,9 @@ class MemoryShape:
 
 
 def memory_shape(config: RunConfig) -> MemoryShape:
-    """The sizes that the layers of ``config`` have; its variant is not ``none``."""
+    """The sizes that the layers of ``config`` have; those of a dense model are of no use, but harmless."""
     memory = config.memory
-    has_core = memory.variant is not VariantName.PKM
+    has_core = memory.variant not in (VariantName.NONE, VariantName.PKM)
     split = has_core and memory.key_layout is KeyLayout.SPLIT
     return MemoryShape(
         hidden=config.model.hidden,

@@ -52,9 +52,10 @@ class ParameterCounts:
 
     @property
     def flops_per_token(self) -> int:
-        """Forward pass, the paper's "FLOPs" column: 2 x activated parameters without embeddings. Attention scores
-        and the reading of table rows (additions, not a matrix product) are left out, as there."""
-        return FLOPS_PER_PARAMETER * self.activated
+        """Forward pass, the paper's "FLOPs" column: 2 x activated parameters without embeddings. Attention scores,
+        the reading of table rows (additions, not a matrix product) and the router are left out, as there: with
+        the router its largest mixture of experts would have 3.53 G and not the 3.52 G printed."""
+        return FLOPS_PER_PARAMETER * (self.activated - self.router)
 
     def to_dict(self) -> dict[str, int]:
         """The machine-readable summary."""

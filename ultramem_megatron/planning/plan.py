@@ -13,7 +13,7 @@ from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.errors import PlanError
 from ultramem_megatron.files import write_text
 
-PLAN_VERSION: Final = 1
+PLAN_VERSION: Final = 2
 
 # What a plan depends on. Pins (memory.partition, memory.parallel_size) are compared with the placements instead:
 # a plan made under a pin still serves a run without one.
@@ -120,7 +120,7 @@ class Plan(_Record):
     """Where every table lives, why, and what it is expected to cost. Made by ``choose_plan``."""
 
     schema_name: Literal["ultramem-plan"] = Field(default="ultramem-plan", alias="schema")
-    version: Literal[1] = PLAN_VERSION
+    version: Literal[2] = PLAN_VERSION
     cluster: str
     world_size: int
     config_summary: dict[str, int | str | bool]

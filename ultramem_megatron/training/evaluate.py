@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ultramem_megatron.data.batch import Batch, BatchSampler
-from ultramem_megatron.data.dataset import open_validation_data
+from ultramem_megatron.data.dataset import open_training_data, open_validation_data
 from ultramem_megatron.data.progress import Progress, silent
 from ultramem_megatron.data.recall.registry import EVALUATIONS, LOSS, check_name
 from ultramem_megatron.data.recall.store import open_questions
@@ -77,13 +77,15 @@ def evaluate(
         progress: Told how far it is.
 
     Raises:
-        DataError: A task is unknown, or the data folder does not have it.
+        DataError: A task is unknown, or the data folder does not have it, or other text than the run was trained on.
         CheckpointError: No run, or no checkpoint.
     """
     for name in names:
         check_name(name, EVALUATIONS)
     asked = _read_questions(run_dir, names, max_questions)
     model = open_trained_model(run_dir, device)
+    if asked:
+        _refuse_other_data(model, run_dir)
     results: list[Evaluation] = []
     for name in dict.fromkeys(names):
         result = _measure_loss(model, progress) if name == LOSS else ask(model, name, asked[name], progress)
@@ -102,6 +104,15 @@ def _read_questions(run_dir: Path, names: Sequence[str], max_questions: int) -> 
         )
     folder = Path(data.folder)
     return {name: open_questions(folder, name)[1][:max_questions] for name in names if name != LOSS}
+
+
+def _refuse_other_data(model: TrainedModel, run_dir: Path) -> None:
+    """Questions about facts that the run never read would be answered by chance, and look like a result."""
+    if open_training_data(model.config).fingerprint != model.manifest.data_fingerprint:
+        raise DataError(
+            f"data folder {model.config.data.folder} has changed since run {run_dir} was trained, so its questions may "
+            "ask for facts that the run never read; make the folder as it was, or train again"
+        )
 
 
 def ask(model: TrainedModel, task: str, questions: Sequence[Question], progress: Progress = silent) -> RecallEvaluation:

@@ -39,4 +39,5 @@ GLOSS = RecallTask(
         "In the dictionary, {subject} stands for {value}.",
     ),
     question="If you look up {subject}, it says",
+    ending=".",
 )

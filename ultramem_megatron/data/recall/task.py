@@ -50,6 +50,9 @@ class RecallTask:
     a causal model learns to go on from the subject, not back to it."""
     question: str
     """Template over subject and kind, which no statement contains."""
+    ending: str = ""
+    """Scored with each choice, as it stands behind a value in training: where one value may begin another, the
+    shorter one must not win by saying less."""
 
 
 def documents(task: RecallTask, facts: Sequence[Fact]) -> list[tuple[str, str]]:
@@ -108,6 +111,6 @@ def _ask(task: RecallTask, number: int, fact: Fact, values: list[str], draw: Ran
         id=f"{task.name}/{number}",
         kind=fact.kind,
         prompt=task.question.format(subject=fact.subject, kind=fact.kind),
-        choices=tuple(f" {choice}" for choice in choices),
+        choices=tuple(f" {choice}{task.ending}" for choice in choices),
         answer=choices.index(fact.value),
     )

@@ -57,4 +57,5 @@ WORLD = RecallTask(
         "{subject}, {kind}: {value}.",
     ),
     question="If you ask for the {kind} of {subject}, the answer is",
+    ending=".",
 )
