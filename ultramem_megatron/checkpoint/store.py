@@ -3,10 +3,13 @@
 import logging
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from ultramem_megatron.checkpoint.manifest import Manifest, list_files, read_manifest, sync_to_disk
 from ultramem_megatron.errors import CheckpointError
+from ultramem_megatron.files import sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -69,13 +72,14 @@ def finish(root: Path, folder: Path, manifest: Manifest, keep: int) -> Path:
     Args:
         root: The folder of checkpoints.
         folder: What ``begin`` gave, with every shard in it.
-        manifest: ``files`` is filled in here.
+        manifest: ``files`` is filled in here, and ``sha256`` of those that it does not have yet.
         keep: Newest checkpoints kept.
     """
     files = list_files(folder)
     for name in files:
         sync_to_disk(folder / name)
-    manifest.model_copy(update={"files": files}).write(folder)
+    sha256 = {name: manifest.sha256.get(name) or sha256_of(folder / name) for name in files}
+    manifest.model_copy(update={"files": files, "sha256": sha256}).write(folder)
     sync_to_disk(folder)
     target = step_folder(root, manifest.step)
     if target.exists():  # an earlier attempt at the same step, found damaged or superseded
@@ -104,8 +108,12 @@ def _is_good(folder: Path) -> bool:
     return True
 
 
-def find_newest(root: Path) -> tuple[Path, Manifest] | None:
+def find_newest(root: Path, damaged: Mapping[Path, str] = MappingProxyType({})) -> tuple[Path, Manifest] | None:
     """The newest checkpoint whose files are all there; damaged ones are named and passed over.
+
+    Args:
+        root: The folder of checkpoints.
+        damaged: Checkpoints that a closer look has shown to be damaged, and was told about, with the reason.
 
     Returns:
         None when there is no checkpoint at all.
@@ -115,6 +123,9 @@ def find_newest(root: Path) -> tuple[Path, Manifest] | None:
     """
     refused: list[str] = []
     for folder in checkpoint_folders(root):
+        if folder in damaged:
+            refused.append(damaged[folder])
+            continue
         try:
             manifest = read_manifest(folder)
         except CheckpointError as error:
