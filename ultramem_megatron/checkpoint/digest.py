@@ -10,12 +10,8 @@ means harm: who can write the checkpoint can write its manifest.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-import torch.distributed as dist
-from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories, is_main_replica
 from torch import Tensor
 
 from ultramem_megatron.checkpoint.manifest import TensorDigest
@@ -44,41 +40,9 @@ def digest_part(name: str, part: Tensor, offset: Sequence[int], shape: Sequence[
     return _sum_blocks(stream_key(0, name), part, tuple(offset), tuple(shape))
 
 
-def to_hex(total: int) -> str:
-    """As the manifest has it."""
-    return f"{total % _MODULUS:016x}"
-
-
-def logical_digests(state: dict[str, Any]) -> dict[str, TensorDigest]:
-    """The digest of every logical tensor of a sharded state. Collective over the world.
-
-    Args:
-        state: What dist_checkpointing would save. Its factories are applied in place, as saving would.
-    """
-    apply_factories(state)
-    own: dict[str, tuple[tuple[int, ...], str, int]] = {}
-    for tensor in nested_values(state):
-        if isinstance(tensor, ShardedTensor) and is_main_replica(tensor.replica_id):
-            shape, dtype = tuple(tensor.global_shape), dtype_name(tensor.data.dtype)
-            before = own.get(tensor.key, (shape, dtype, 0))[2]
-            own[tensor.key] = shape, dtype, before + digest_part(tensor.key, tensor.data, tensor.global_offset, shape)
-    gathered: list[dict[str, tuple[tuple[int, ...], str, int]]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(gathered, own)
-    totals: dict[str, int] = {}
-    facts: dict[str, tuple[tuple[int, ...], str]] = {}
-    for rank in gathered:
-        for name, (shape, dtype, total) in rank.items():
-            totals[name] = totals.get(name, 0) + total
-            facts[name] = shape, dtype
-    return {
-        name: TensorDigest(shape=facts[name][0], dtype=facts[name][1], digest=to_hex(total))
-        for name, total in sorted(totals.items())
-    }
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """``torch.float32`` -> ``float32``."""
-    return str(dtype).removeprefix("torch.")
+def tensor_digest(shape: Sequence[int], dtype: torch.dtype, total: int) -> TensorDigest:
+    """As the manifest has it; ``total`` is the sum of the parts."""
+    return TensorDigest(shape=tuple(shape), dtype=str(dtype).removeprefix("torch."), digest=f"{total % _MODULUS:016x}")
 
 
 def _sum_blocks(key: int, part: Tensor, offset: tuple[int, ...], shape: tuple[int, ...]) -> int:

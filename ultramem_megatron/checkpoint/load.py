@@ -9,8 +9,7 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.optimizer import ChainedOptimizer
 
-from ultramem_megatron.checkpoint.content import sharded_state, weights_state
-from ultramem_megatron.checkpoint.digest import logical_digests
+from ultramem_megatron.checkpoint.content import logical_digests, sharded_state, weights_state
 from ultramem_megatron.checkpoint.integrity import compare_digests
 from ultramem_megatron.checkpoint.manifest import Manifest
 from ultramem_megatron.config.load import to_plain

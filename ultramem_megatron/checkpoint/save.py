@@ -13,8 +13,7 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import ChainedOptimizer
 
 from ultramem_megatron.checkpoint import store
-from ultramem_megatron.checkpoint.content import sharded_state
-from ultramem_megatron.checkpoint.digest import logical_digests
+from ultramem_megatron.checkpoint.content import logical_digests, sharded_state
 from ultramem_megatron.checkpoint.manifest import Manifest
 from ultramem_megatron.files import sha256_of
 

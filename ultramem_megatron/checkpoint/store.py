@@ -33,6 +33,22 @@ def checkpoint_folders(root: Path) -> list[Path]:
     return sorted(root.glob("step_*"), reverse=True) if root.is_dir() else []
 
 
+def choose_folder(path: Path) -> Path:
+    """The checkpoint that a user means: one itself, or the newest of a folder of checkpoints or of a run.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    if path.name.startswith("step_") and path.is_dir():
+        return path
+    found = checkpoint_folders(path) or checkpoint_folders(path / "checkpoints")
+    if not found:
+        raise CheckpointError(
+            f"{path} holds no checkpoint; name a checkpoint (.../checkpoints/step_00000100), a folder of them or a run"
+        )
+    return found[0]
+
+
 def begin(root: Path, step: int) -> Path:
     """An empty folder to write into; whatever a killed writer left is removed. For one process."""
     root.mkdir(parents=True, exist_ok=True)
@@ -66,14 +82,14 @@ def wait_until_visible(folder: Path, written: dict[str, int]) -> None:
         time.sleep(0.5)
 
 
-def finish(root: Path, folder: Path, manifest: Manifest, keep: int) -> Path:
+def finish(root: Path, folder: Path, manifest: Manifest, keep: int | None) -> Path:
     """Make a written folder the newest checkpoint: durable first, then visible, then older ones go. For one process.
 
     Args:
         root: The folder of checkpoints.
         folder: What ``begin`` gave, with every shard in it.
         manifest: ``files`` is filled in here, and ``sha256`` of those that it does not have yet.
-        keep: Newest checkpoints kept.
+        keep: Newest checkpoints kept; None keeps all.
     """
     files = list_files(folder)
     for name in files:
@@ -86,7 +102,8 @@ def finish(root: Path, folder: Path, manifest: Manifest, keep: int) -> Path:
         shutil.rmtree(target)
     folder.rename(target)
     _point_latest(root, target)
-    _remove_old(root, keep)
+    if keep is not None:
+        _remove_old(root, keep)
     return target
 
 
