@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from ultramem_launch import exit_codes
-from ultramem_launch.verbs import data, doctor, eval, generate, info, monitor, plan, pretrain, recipes
+from ultramem_launch.verbs import checkpoint, data, doctor, eval, generate, info, monitor, plan, pretrain, recipes
 from ultramem_megatron.errors import UltraMemError
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(data.app, name="data")
+app.add_typer(checkpoint.app, name="checkpoint")
 for verb in (
     doctor.doctor,
     info.info,

@@ -48,7 +48,7 @@ def forget_a_field(folder: Path) -> None:
 
 def raise_version(folder: Path) -> None:
     content = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**content, "version": 2}))
+    (folder / "manifest.json").write_text(json.dumps({**content, "version": 3}))
 
 
 def remove_shard(folder: Path) -> None:

@@ -55,7 +55,7 @@ def load(config: RunConfig, root: Path) -> Seen:
     state, batches = build(config)
     start = find_start(config, root)
     assert start is not None
-    resume(state, *start, "data")
+    resume(state, start, root, "data")
     assert state.step == SAVED_STEP
     batches.consumed_samples = state.consumed_samples
     return report(state, batches)
@@ -187,7 +187,7 @@ def load_weights_alone(config: RunConfig, root: Path) -> dict[str, str]:
     state, _ = build(config)
     found = find_newest(root)
     assert found is not None
-    load_weights(found[0], state.chunks)
+    load_weights(*found, state.chunks)
     return put_together(pieces_of(weights_state(state.chunks)))
 
 

@@ -95,7 +95,7 @@ def test_a_resumed_run_goes_on_as_it_would_have(groups: "Groups", tmp_path: Path
     resumed = fresh_state(CONFIG, groups)
     start = find_start(CONFIG, tmp_path)
     assert start is not None
-    resume(resumed, *start, "data")
+    resume(resumed, start, tmp_path, "data")
     assert resumed.step == 2
     for name, weight in weights(resumed).items():
         assert torch.equal(weight, saved[name]), name

@@ -25,7 +25,7 @@ def resumed(megatron: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
     manifest: Any = SimpleNamespace(
         step=10, consumed_samples=120, consumed_tokens=120 * config.model.seq_length, data_fingerprint="same"
     )
-    checkpointing.resume(state, Path("checkpoint"), manifest, "same")
+    checkpointing.resume(state, (Path("checkpoint"), manifest), Path(), "same")
     return state
 
 

@@ -9,26 +9,43 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.optimizer import ChainedOptimizer
 
-from ultramem_megatron.checkpoint.content import sharded_state, weights_state
+from ultramem_megatron.checkpoint.content import logical_digests, sharded_state, weights_state
+from ultramem_megatron.checkpoint.integrity import compare_digests
 from ultramem_megatron.checkpoint.manifest import Manifest
 from ultramem_megatron.config.load import to_plain
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.errors import CheckpointError
 
 
-def load_checkpoint(folder: Path, ddp: list[DistributedDataParallel], optimizer: ChainedOptimizer) -> None:
-    """Fill weights and optimizer. Collective over the world; the layout may differ from the one that saved."""
+def load_checkpoint(
+    folder: Path, manifest: Manifest, ddp: list[DistributedDataParallel], optimizer: ChainedOptimizer
+) -> None:
+    """Fill weights and optimizer. Collective over the world; the layout may differ from the one that saved.
+
+    Raises:
+        CheckpointError: What the run holds then is not what was saved; names the tensors. Its state is of no use.
+    """
     loaded = dist_checkpointing.load(sharded_state(ddp, optimizer, loading=True), str(folder))
     for index, chunk in enumerate(ddp):
         chunk.module.load_state_dict(loaded["model"][f"chunk_{index}"])
+    weights = logical_digests(weights_state([chunk.module for chunk in ddp]))
+    compare_digests(folder, manifest, weights)  # now: the optimizer writes its own copy of the parameters over them
     optimizer.load_state_dict(loaded["optimizer"])
+    del loaded
+    state = logical_digests(sharded_state(ddp, optimizer, loading=False))
+    compare_digests(folder, manifest, {name: digest for name, digest in state.items() if name not in weights})
 
 
-def load_weights(folder: Path, chunks: Sequence[GPTModel]) -> None:
-    """Fill the weights alone. Collective over the world."""
+def load_weights(folder: Path, manifest: Manifest, chunks: Sequence[GPTModel]) -> None:
+    """Fill the weights alone. Collective over the world.
+
+    Raises:
+        CheckpointError: They are not what was saved; names the tensors.
+    """
     loaded = dist_checkpointing.load(weights_state(chunks), str(folder))
     for index, chunk in enumerate(chunks):
         chunk.load_state_dict(loaded["model"][f"chunk_{index}"])
+    compare_digests(folder, manifest, logical_digests(weights_state(chunks)))
 
 
 # what gives the weights their shapes and meaning; layout, schedule and batch may change between runs, and so may the

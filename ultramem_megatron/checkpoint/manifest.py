@@ -12,12 +12,24 @@ from ultramem_megatron.errors import CheckpointError
 MANIFEST = "manifest.json"
 
 
+class TensorDigest(BaseModel):
+    """What a logical tensor held (``digest.py``), whatever files it was cut into."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shape: tuple[int, ...]
+    dtype: str
+    digest: str
+    """16 hex digits."""
+
+
 class Manifest(BaseModel):
     """The content of ``manifest.json``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 2
+    """1 had neither ``sha256`` nor ``digests``."""
     step: int
     consumed_samples: int
     consumed_tokens: int
@@ -31,6 +43,10 @@ class Manifest(BaseModel):
     """Of Python packages that wrote it."""
     files: dict[str, int]
     """Size in bytes of every other file, by path inside the folder."""
+    sha256: dict[str, str] = {}
+    """Of the same files."""
+    digests: dict[str, TensorDigest] = {}
+    """Of every logical tensor, by its name in the checkpoint."""
 
     def write(self, folder: Path) -> None:
         """Put it into ``folder`` durably, after everything else."""

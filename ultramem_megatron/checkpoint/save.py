@@ -13,8 +13,9 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import ChainedOptimizer
 
 from ultramem_megatron.checkpoint import store
-from ultramem_megatron.checkpoint.content import sharded_state
+from ultramem_megatron.checkpoint.content import logical_digests, sharded_state
 from ultramem_megatron.checkpoint.manifest import Manifest
+from ultramem_megatron.files import sha256_of
 
 
 def save_checkpoint(
@@ -26,7 +27,7 @@ def save_checkpoint(
         root: The folder of checkpoints, seen by all ranks.
         ddp: This rank's wrapped model chunks.
         optimizer: Whose master weights and moments go along.
-        manifest: ``files`` is filled in here.
+        manifest: ``files``, ``sha256`` and ``digests`` are filled in here.
         keep: Newest checkpoints kept.
 
     Returns:
@@ -38,19 +39,24 @@ def save_checkpoint(
     dist.barrier()
     folder = store.unfinished_folder(root, manifest.step)
     _bring_results_home_without_a_server()
-    dist_checkpointing.save(sharded_state(ddp, optimizer, loading=False), str(folder))
-    written: list[dict[str, int]] = [{} for _ in range(dist.get_world_size())]
+    content = sharded_state(ddp, optimizer, loading=False)
+    digests = logical_digests(content)
+    dist_checkpointing.save(content, str(folder))
+    written: list[dict[str, tuple[int, str]]] = [{} for _ in range(dist.get_world_size())]
     dist.all_gather_object(written, _own_shards(folder))
     if first:
-        store.wait_until_visible(folder, {name: size for shards in written for name, size in shards.items()})
-        store.finish(root, folder, manifest, keep)
+        shards = {name: facts for own in written for name, facts in own.items()}
+        store.wait_until_visible(folder, {name: size for name, (size, _) in shards.items()})
+        sha256 = {name: digest for name, (_, digest) in shards.items()}
+        store.finish(root, folder, manifest.model_copy(update={"digests": digests, "sha256": sha256}), keep)
     dist.barrier()
     return store.step_folder(root, manifest.step)
 
 
-def _own_shards(folder: Path) -> dict[str, int]:
-    """Size of each file that this rank wrote (dist_checkpointing names them ``__<rank>_<n>.distcp``)."""
-    return {path.name: path.stat().st_size for path in folder.glob(f"__{dist.get_rank()}_*")}
+def _own_shards(folder: Path) -> dict[str, tuple[int, str]]:
+    """Size and SHA-256 of each file of this rank (dist_checkpointing names them ``__<rank>_<n>.distcp``)."""
+    paths = folder.glob(f"__{dist.get_rank()}_*")
+    return {path.name: (path.stat().st_size, sha256_of(path)) for path in paths}
 
 
 def _bring_results_home_without_a_server() -> None:

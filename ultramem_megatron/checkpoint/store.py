@@ -3,10 +3,13 @@
 import logging
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from ultramem_megatron.checkpoint.manifest import Manifest, list_files, read_manifest, sync_to_disk
 from ultramem_megatron.errors import CheckpointError
+from ultramem_megatron.files import sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +31,22 @@ def unfinished_folder(root: Path, step: int) -> Path:
 def checkpoint_folders(root: Path) -> list[Path]:
     """All finished ones, newest first."""
     return sorted(root.glob("step_*"), reverse=True) if root.is_dir() else []
+
+
+def choose_folder(path: Path) -> Path:
+    """The checkpoint that a user means: one itself, or the newest of a folder of checkpoints or of a run.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    if path.name.startswith("step_") and path.is_dir():
+        return path
+    found = checkpoint_folders(path) or checkpoint_folders(path / "checkpoints")
+    if not found:
+        raise CheckpointError(
+            f"{path} holds no checkpoint; name a checkpoint (.../checkpoints/step_00000100), a folder of them or a run"
+        )
+    return found[0]
 
 
 def begin(root: Path, step: int) -> Path:
@@ -63,26 +82,28 @@ def wait_until_visible(folder: Path, written: dict[str, int]) -> None:
         time.sleep(0.5)
 
 
-def finish(root: Path, folder: Path, manifest: Manifest, keep: int) -> Path:
+def finish(root: Path, folder: Path, manifest: Manifest, keep: int | None) -> Path:
     """Make a written folder the newest checkpoint: durable first, then visible, then older ones go. For one process.
 
     Args:
         root: The folder of checkpoints.
         folder: What ``begin`` gave, with every shard in it.
-        manifest: ``files`` is filled in here.
-        keep: Newest checkpoints kept.
+        manifest: ``files`` is filled in here, and ``sha256`` of those that it does not have yet.
+        keep: Newest checkpoints kept; None keeps all.
     """
     files = list_files(folder)
     for name in files:
         sync_to_disk(folder / name)
-    manifest.model_copy(update={"files": files}).write(folder)
+    sha256 = {name: manifest.sha256.get(name) or sha256_of(folder / name) for name in files}
+    manifest.model_copy(update={"files": files, "sha256": sha256}).write(folder)
     sync_to_disk(folder)
     target = step_folder(root, manifest.step)
     if target.exists():  # an earlier attempt at the same step, found damaged or superseded
         shutil.rmtree(target)
     folder.rename(target)
     _point_latest(root, target)
-    _remove_old(root, keep)
+    if keep is not None:
+        _remove_old(root, keep)
     return target
 
 
@@ -104,8 +125,12 @@ def _is_good(folder: Path) -> bool:
     return True
 
 
-def find_newest(root: Path) -> tuple[Path, Manifest] | None:
+def find_newest(root: Path, damaged: Mapping[Path, str] = MappingProxyType({})) -> tuple[Path, Manifest] | None:
     """The newest checkpoint whose files are all there; damaged ones are named and passed over.
+
+    Args:
+        root: The folder of checkpoints.
+        damaged: Checkpoints that a closer look has shown to be damaged, and was told about, with the reason.
 
     Returns:
         None when there is no checkpoint at all.
@@ -115,6 +140,9 @@ def find_newest(root: Path) -> tuple[Path, Manifest] | None:
     """
     refused: list[str] = []
     for folder in checkpoint_folders(root):
+        if folder in damaged:
+            refused.append(damaged[folder])
+            continue
         try:
             manifest = read_manifest(folder)
         except CheckpointError as error:

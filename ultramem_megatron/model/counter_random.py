@@ -32,11 +32,15 @@ def normal_at(key: int, index: Tensor) -> Tensor:
     return (-2 * radius.log()).sqrt() * (2 * math.pi * angle).cos()
 
 
-def _mix(key: int, index: Tensor) -> Tensor:
-    z = index.to(torch.int64) * GOLDEN + key
+def scramble(z: Tensor) -> Tensor:
+    """A bijection of int64 in which every bit of the result depends on every bit of ``z``."""
     z = (z ^ _shift_right(z, 30)) * MIX_1
     z = (z ^ _shift_right(z, 27)) * MIX_2
     return z ^ _shift_right(z, 31)
+
+
+def _mix(key: int, index: Tensor) -> Tensor:
+    return scramble(index.to(torch.int64) * GOLDEN + key)
 
 
 def _shift_right(z: Tensor, bits: int) -> Tensor:

@@ -97,7 +97,6 @@ def _train(config: RunConfig, load: Path | None, save: Path | None) -> Curve:
 
     from ultramem_megatron.data.dataset import open_training_data
     from ultramem_megatron.parallel import cpu_seam, mcore_repairs
-    from ultramem_megatron.parallel.agree import on_first_rank
     from ultramem_megatron.planning.choose import choose_plan
     from ultramem_megatron.planning.cluster import local_cluster
     from ultramem_megatron.training.checkpointing import SaveCheckpoints, find_start, resume
@@ -110,9 +109,8 @@ def _train(config: RunConfig, load: Path | None, save: Path | None) -> Curve:
     plan = choose_plan(config, local_cluster(dist.get_world_size()))
     groups = build_run_groups(config, plan, torch.device("cpu"))
     state = build_train_state(config, plan, groups)
-    start = on_first_rank(lambda: find_start(config, load)) if load is not None else None
-    if start is not None:
-        resume(state, *start, data.fingerprint)
+    if load is not None and (start := find_start(config, load)) is not None:
+        resume(state, start, load, data.fingerprint)
     batches = state.batches(data, state.consumed_samples)
     last = config.training.stop_after or config.training.steps
     results = [train_step(state, next(batches)) for _ in range(state.step, last)]

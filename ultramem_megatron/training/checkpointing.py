@@ -1,10 +1,14 @@
 """When a run saves, and how it goes on from what was saved."""
 
 import logging
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import torch.distributed as dist
 
+from ultramem_megatron.checkpoint.integrity import check_files
 from ultramem_megatron.checkpoint.load import check_same_model, load_checkpoint
 from ultramem_megatron.checkpoint.manifest import Manifest
 from ultramem_megatron.checkpoint.save import package_versions, save_checkpoint
@@ -12,6 +16,7 @@ from ultramem_megatron.checkpoint.store import find_newest
 from ultramem_megatron.config.load import to_plain
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.errors import CheckpointError
+from ultramem_megatron.parallel.agree import on_first_rank
 from ultramem_megatron.training.hooks import Hook
 from ultramem_megatron.training.state import StepResult, TrainState
 
@@ -51,15 +56,41 @@ class SaveCheckpoints(Hook):
         self.saved_step = state.step
 
 
-def find_start(config: RunConfig, root: Path) -> tuple[Path, Manifest] | None:
+Start = tuple[Path, Manifest]
+
+
+def find_start(config: RunConfig, root: Path, damaged: Mapping[Path, str] = MappingProxyType({})) -> Start | None:
     """The checkpoint to go on from: the run's newest good one, else the newest of ``checkpoint.load``.
+
+    Every file is read and compared with what was written; a damaged checkpoint is named and the one before it taken.
+    Collective over the world.
+
+    Args:
+        config: Of the run.
+        root: Its folder of checkpoints.
+        damaged: Checkpoints known to be of no use, with the reason.
 
     Raises:
         CheckpointError: There are checkpoints but none is usable, or it is of another model.
     """
-    found = find_newest(root)
+    known = dict(damaged)
+    while True:
+        start = on_first_rank(partial(_find_start, config, root, known))
+        if start is None:
+            return None
+        try:
+            check_files(*start)
+        except CheckpointError as error:
+            _pass_over(start[0], error, known)
+            continue
+        return start
+
+
+def _find_start(config: RunConfig, root: Path, damaged: Mapping[Path, str]) -> Start | None:
+    """As one process sees it, by the names and sizes of files."""
+    found = find_newest(root, damaged)
     if found is None and config.checkpoint.load:
-        found = find_newest(Path(config.checkpoint.load))
+        found = find_newest(Path(config.checkpoint.load), damaged)
         if found is None:
             raise CheckpointError(
                 f"checkpoint.load = {config.checkpoint.load} holds no checkpoint; name a run's checkpoints folder"
@@ -69,14 +100,44 @@ def find_start(config: RunConfig, root: Path) -> tuple[Path, Manifest] | None:
     return found
 
 
-def resume(state: TrainState, folder: Path, manifest: Manifest, data_fingerprint: str) -> None:
-    """Put the run where the checkpoint left it. Collective over the world."""
+def _pass_over(folder: Path, error: CheckpointError, damaged: dict[Path, str]) -> None:
+    if dist.get_rank() == 0:
+        logger.warning("%s", error)
+    damaged[folder] = str(error)
+
+
+def resume(state: TrainState, start: Start, root: Path, data_fingerprint: str) -> Path:
+    """Put the run where a checkpoint left it. Collective over the world.
+
+    Args:
+        state: Of a fresh run.
+        start: What ``find_start`` gave. If what was loaded is not what was saved, the checkpoint before it is taken.
+        root: The run's folder of checkpoints.
+        data_fingerprint: Of the run's training samples.
+
+    Returns:
+        The folder of the checkpoint.
+
+    Raises:
+        CheckpointError: No checkpoint is usable.
+    """
+    damaged: dict[Path, str] = {}
+    while True:
+        folder, manifest = start
+        try:
+            load_checkpoint(folder, manifest, state.ddp, state.optimizer)
+            break
+        except CheckpointError as error:
+            _pass_over(folder, error, damaged)
+        another = find_start(state.config, root, damaged)
+        assert another is not None, "find_start refuses when all are damaged"
+        start = another
     if manifest.data_fingerprint != data_fingerprint and dist.get_rank() == 0:
         logger.warning(
             "%s was trained on other data, or in another order; this run reads on from sample %d of its own",
             folder,
             manifest.consumed_samples,
         )
-    load_checkpoint(folder, state.ddp, state.optimizer)
     state.step = manifest.step
     state.consumed_samples, state.consumed_tokens = manifest.consumed_samples, manifest.consumed_tokens
+    return folder

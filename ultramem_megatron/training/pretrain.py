@@ -11,7 +11,6 @@ from ultramem_megatron.data.dataset import open_training_data, open_validation_d
 from ultramem_megatron.data.token_source import TokenSource
 from ultramem_megatron.files import write_text
 from ultramem_megatron.monitor.publish import Publisher, open_publisher
-from ultramem_megatron.parallel.agree import on_first_rank
 from ultramem_megatron.planning.plan import Plan
 from ultramem_megatron.training.checkpointing import SaveCheckpoints, find_start, resume
 from ultramem_megatron.training.hooks import Hook
@@ -33,15 +32,15 @@ def pretrain(config: RunConfig, plan: Plan, run_dir: Path, device: torch.device)
     """
     stop = StopRequest()
     stop.listen()
-    start = on_first_rank(lambda: find_start(config, run_dir / CHECKPOINTS))
+    start = find_start(config, run_dir / CHECKPOINTS)
     training_data = open_training_data(config)
     validation_data = open_validation_data(config) if config.training.eval_interval else {}
     groups = build_run_groups(config, plan, device)
     state = build_train_state(config, plan, groups)
     if start is not None:
-        resume(state, *start, training_data.fingerprint)
+        folder = resume(state, start, run_dir / CHECKPOINTS, training_data.fingerprint)
         if dist.get_rank() == 0:
-            print(f"resumed from {start[0]}: step {state.step} of {config.training.steps}", flush=True)
+            print(f"resumed from {folder}: step {state.step} of {config.training.steps}", flush=True)
     write_run_files(config, plan, run_dir)
     with _open_publisher(config, plan, run_dir, state) as publisher:
         hooks = _hooks(publisher, state, run_dir, training_data, validation_data)

@@ -119,7 +119,7 @@ def open_trained_model(run_dir: Path, device: torch.device) -> TrainedModel:
     groups = build_run_groups(config, plan, device)
     chunks = build_model_chunks(config, plan, groups, transformer_config(config))
     folder, manifest = found
-    load_weights(folder, chunks)
+    load_weights(folder, manifest, chunks)
     tokenizer = open_tokenizer(Path(config.data.folder))
     return TrainedModel(chunks[0].eval(), tokenizer, config, manifest, device)
 

@@ -1,0 +1,113 @@
+"""A flipped byte in a table's shard: named when a run starts, and the checkpoint before it is used."""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from ultramem_megatron.config.run import RunConfig
+from ultramem_megatron.files import sha256_of, write_json
+from ultramem_megatron.testing.layouts import Layout, train_layout
+from ultramem_megatron.testing.tiny import tiny_config
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(torch.cuda.is_available(), reason="forked ranks need a machine without CUDA"),
+]
+
+NUMBER_WISE = Layout("2, number-wise", 2, ("memory.partition=number_wise", "memory.parallel_size=2"))
+DIMENSION_WISE = Layout("2, dimension-wise", 2, ("memory.partition=dimension_wise", "memory.parallel_size=2"))
+TABLES = [
+    "memory.layers.0.table.weight",
+    "optimizer.state.param.memory.layers.0.table.weight",
+    "optimizer.state.exp_avg_sq.memory.layers.0.table.weight",
+]
+
+
+def stop_after(step: int) -> RunConfig:
+    return tiny_config(f"training.stop_after={step}")
+
+
+@pytest.fixture(scope="module")
+def saved(megatron: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints of steps 1 and 2, written by two ranks with the table split by rows."""
+    root = tmp_path_factory.mktemp("saved") / "checkpoints"
+    for step in (1, 2):
+        train_layout(stop_after(step), NUMBER_WISE, load=root, save=root)
+    return root
+
+
+@pytest.fixture
+def root(saved: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(saved, tmp_path / "checkpoints"))
+
+
+@pytest.fixture
+def warnings(tmp_path: Path) -> Iterator[Path]:
+    """The file that takes what the ranks, which are forks, log."""
+    handler = logging.FileHandler(tmp_path / "log")
+    logging.getLogger().addHandler(handler)
+    yield tmp_path / "log"
+    logging.getLogger().removeHandler(handler)
+
+
+def flip_byte(folder: Path, table: str) -> str:
+    """In the middle of the table's last shard; returns the file's name."""
+    from torch.distributed.checkpoint import FileSystemReader
+
+    metadata = FileSystemReader(folder).read_metadata()
+    stored = [info for index, info in metadata.storage_data.items() if index.fqn == table][-1]
+    file = folder / stored.relative_path
+    content = bytearray(file.read_bytes())
+    content[stored.offset + stored.length // 2] ^= 4
+    file.write_bytes(content)
+    return str(stored.relative_path)
+
+
+def steps_taken_to(step: int, layout: Layout, root: Path) -> int:
+    return len(train_layout(stop_after(step), layout, load=root).losses)
+
+
+@pytest.mark.parametrize("table", TABLES[:2])
+def test_a_changed_file_is_named_and_the_previous_used(root: Path, table: str, warnings: Path) -> None:
+    file = flip_byte(root / "step_00000002", table)
+    assert steps_taken_to(3, NUMBER_WISE, root) == 2
+    assert f"step_00000002 is damaged: {file} has changed since it was written" in warnings.read_text()
+
+
+@pytest.mark.parametrize(
+    ("table", "layout"), list(zip(TABLES, [DIMENSION_WISE, NUMBER_WISE, DIMENSION_WISE], strict=True))
+)
+def test_a_tensor_that_is_not_what_was_saved_is_named_and_the_previous_used(
+    root: Path, table: str, layout: Layout, warnings: Path
+) -> None:
+    """Damage from before the file was hashed."""
+    folder = root / "step_00000002"
+    file = flip_byte(folder, table)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["sha256"][file] = sha256_of(folder / file)
+    write_json(folder / "manifest.json", manifest)
+    assert steps_taken_to(3, layout, root) == 2
+    errors = warnings.read_text()
+    assert f"step_00000002 is damaged: the content of {table} is not what was saved" in errors
+    assert errors.count("is not what was saved") == 1
+
+
+def test_undamaged_ones_are_used(root: Path) -> None:
+    assert steps_taken_to(3, DIMENSION_WISE, root) == 1
+    assert steps_taken_to(3, Layout("1 process", 1), root) == 1
+
+
+def test_a_checkpoint_from_before_digests_is_still_read(root: Path) -> None:
+    path = root / "step_00000002" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for new in ("sha256", "digests"):
+        assert manifest.pop(new)
+    write_json(path, {**manifest, "version": 1})
+    assert steps_taken_to(3, NUMBER_WISE, root) == 1

@@ -1,0 +1,143 @@
+"""The same logical content, cut for other ranks, in bounded memory."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from ultramem_megatron.checkpoint.manifest import read_manifest
+from ultramem_megatron.checkpoint.reshard import Cut, reshard
+from ultramem_megatron.checkpoint.stored import read_stored
+from ultramem_megatron.checkpoint.verify import verify
+from ultramem_megatron.config.memory import PartitionName
+from ultramem_megatron.errors import CheckpointError
+from ultramem_megatron.testing.layouts import Layout, train_layout
+from ultramem_megatron.testing.tiny import tiny_config
+
+TABLE = "memory.layers.0.table.weight"
+NUMBER_WISE, DIMENSION_WISE = PartitionName.NUMBER_WISE, PartitionName.DIMENSION_WISE
+CUTS = [Cut(NUMBER_WISE, 1), Cut(NUMBER_WISE, 3), Cut(DIMENSION_WISE, 2), Cut(DIMENSION_WISE, 5), Cut(NUMBER_WISE, 40)]
+
+WriteModel = Callable[..., Path]
+
+
+@pytest.mark.parametrize("block_bytes", [1, 200, 2**20])
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_the_content_stays(write_model: WriteModel, tmp_path: Path, cut: Cut, block_bytes: int) -> None:
+    source = write_model(row_cuts=(1, 20), column_cuts=(5,))
+    result = reshard(source, tmp_path / "out", cut, block_bytes)
+    assert result == tmp_path / "out" / "step_00000005"
+    assert (tmp_path / "out" / "latest").read_text() == "step_00000005\n"
+    assert verify(result).damage == []
+    before, after = read_manifest(source), read_manifest(result)
+    assert after.digests == before.digests
+    assert (result / "common.pt").read_bytes() == (source / "common.pt").read_bytes()
+    assert set(after.files) == {".metadata", "common.pt", *(f"__{rank}_0.distcp" for rank in range(cut.ranks))}
+    record = read_stored(result).objects["layer._extra_state/shard_0_1"]
+    assert record.file.read_bytes()[record.start : record.start + record.length] == b"opaque"
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_a_rank_finds_its_shard_in_its_file(write_model: WriteModel, tmp_path: Path, cut: Cut) -> None:
+    table = read_stored(reshard(write_model(row_cuts=(9,)), tmp_path / "out", cut, 200)).tensors[TABLE]
+    for rank, shard in enumerate(cut.shards(table.shape)):
+        own = [chunk for chunk in table.chunks if chunk.record.file.name == f"__{rank}_0.distcp"]
+        rows = [row for chunk in own for row in range(chunk.offset[0], chunk.offset[0] + chunk.sizes[0])]
+        assert sorted(rows) == (list(shard.rows) if shard.columns else [])
+        assert all(chunk.offset[1] == shard.columns.start for chunk in own)
+        assert all(chunk.sizes[1] == len(shard.columns) for chunk in own)
+
+
+def test_there_and_back(write_model: WriteModel, tmp_path: Path) -> None:
+    there = reshard(write_model(row_cuts=(9,)), tmp_path / "there", Cut(DIMENSION_WISE, 3))
+    back = reshard(there, tmp_path / "back", Cut(NUMBER_WISE, 2), 100)
+    assert verify(back).damage == []
+
+
+def test_what_is_there_is_left_alone(write_model: WriteModel, tmp_path: Path) -> None:
+    source = write_model()
+    with pytest.raises(CheckpointError, match=r"step_00000005 exists already; name another folder with --out"):
+        reshard(source, source.parent, Cut(NUMBER_WISE, 2))
+    assert verify(source).damage == []
+
+
+def test_a_damaged_one_is_refused(write_model: WriteModel, tmp_path: Path) -> None:
+    source = write_model()
+    file = source / "__0_0.distcp"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match=r"step_00000005 is damaged: __0_0\.distcp has changed"):
+        reshard(source, tmp_path / "out", Cut(NUMBER_WISE, 2))
+    assert not (tmp_path / "out").exists()
+
+
+def test_content_that_was_not_saved_leaves_nothing_behind(write_model: WriteModel, tmp_path: Path) -> None:
+    source = write_model()
+    manifest = json.loads((source / "manifest.json").read_text())
+    manifest["digests"][TABLE]["digest"] = "0" * 16
+    (source / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=f"the content of {TABLE} is not what was saved"):
+        reshard(source, tmp_path / "out", Cut(NUMBER_WISE, 2))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(("partition", "ranks"), [(PartitionName.REPLICATED, 2), (NUMBER_WISE, 0)])
+def test_cuts_that_are_none(partition: PartitionName, ranks: int) -> None:
+    with pytest.raises(CheckpointError):
+        Cut(partition, ranks)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="forked ranks need a machine without CUDA")
+def test_a_run_goes_on_from_it_as_from_the_source(megatron: ModuleType, tmp_path: Path) -> None:
+    number_wise = Layout("2", 2, ("memory.partition=number_wise", "memory.parallel_size=2"))
+    dimension_wise = Layout("2", 2, ("memory.partition=dimension_wise", "memory.parallel_size=2"))
+    train_layout(tiny_config("training.stop_after=2"), number_wise, save=tmp_path / "source")
+    reshard(tmp_path / "source" / "step_00000002", tmp_path / "out", Cut(DIMENSION_WISE, 2), block_bytes=1000)
+    config = tiny_config("training.stop_after=4")
+    curve = train_layout(config, dimension_wise, load=tmp_path / "out")
+    assert len(curve.losses) == 2
+    assert curve == train_layout(config, dimension_wise, load=tmp_path / "source")
+
+
+ROWS, COLUMNS, BLOCK_MIB = 2**20, 64, 16
+MEASURE = """
+import sys
+from pathlib import Path
+from ultramem_megatron.checkpoint.reshard import Cut, reshard
+from ultramem_megatron.config.memory import PartitionName
+
+def peak():
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
+
+source, out, partition, block = sys.argv[1:]
+before = peak()
+reshard(Path(source), Path(out), Cut(PartitionName(partition), 4), int(block))
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak in /proc; getrusage inherits that of the parent")
+@pytest.mark.parametrize("partition", [NUMBER_WISE, DIMENSION_WISE])
+def test_a_million_rows_in_bounded_memory(write_large: Path, tmp_path: Path, partition: PartitionName) -> None:
+    block = BLOCK_MIB * 2**20
+    arguments = [str(write_large), str(tmp_path / "out"), str(partition), str(block)]
+    done = subprocess.run([sys.executable, "-c", MEASURE, *arguments], capture_output=True, text=True, check=True)
+    assert 2 * block + 200e6 < ROWS * COLUMNS * 4, "else the bound says nothing"
+    assert int(done.stdout) < 2 * block + 64 * 2**20
+    print(f"peak {int(done.stdout) / 2**20:.0f} MiB above the start, row block {BLOCK_MIB} MiB")
+
+
+@pytest.fixture(scope="module")
+def write_large(write_tensors: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of 2**20 x 64 in four shards by rows."""
+    table = torch.arange(ROWS * COLUMNS, dtype=torch.float32).view(ROWS, COLUMNS)
+    cuts = [ROWS // 4, ROWS // 2, 3 * ROWS // 4]
+    return write_tensors({TABLE: table}, cuts, root=tmp_path_factory.mktemp("large"))

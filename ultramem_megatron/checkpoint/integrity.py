@@ -1,0 +1,59 @@
+"""Is a checkpoint still what was written? Files by their SHA-256, tensors by digests free of the layout."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch.distributed as dist
+
+from ultramem_megatron.checkpoint.manifest import Manifest, TensorDigest
+from ultramem_megatron.errors import CheckpointError
+from ultramem_megatron.files import sha256_of
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Read every file once, each rank its share, before any is loaded. Collective over the world.
+
+    Raises:
+        CheckpointError: On all ranks; names the files that have changed.
+    """
+    largest_first = sorted(manifest.sha256, key=lambda name: manifest.files[name], reverse=True)
+    gathered: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, changed_files(folder, manifest, largest_first[dist.get_rank() :: len(gathered)]))
+    changed = sorted(name for names in gathered for name in names)
+    if changed:
+        raise CheckpointError(describe_damage(folder, [f"{name} has changed since it was written" for name in changed]))
+
+
+def changed_files(folder: Path, manifest: Manifest, names: Iterable[str]) -> list[str]:
+    """Those of ``names`` whose content is not what was written, or cannot be read."""
+    return [name for name in names if _digest_or_reason(folder / name) != manifest.sha256[name]]
+
+
+def compare_digests(folder: Path, manifest: Manifest, found: Mapping[str, TensorDigest]) -> None:
+    """Every tensor of ``found`` that the manifest knows is what was saved.
+
+    A tensor that was loaded into another number format has other bits, and is not compared.
+
+    Raises:
+        CheckpointError: Names the tensors that differ.
+    """
+    differing = [
+        f"the content of {name} is not what was saved (digest {digest.digest}, saved {saved.digest})"
+        for name, digest in found.items()
+        if (saved := manifest.digests.get(name)) and saved.dtype == digest.dtype and saved != digest
+    ]
+    if differing:
+        raise CheckpointError(describe_damage(folder, differing))
+
+
+def describe_damage(folder: Path, reasons: list[str]) -> str:
+    """One paragraph."""
+    shown = "; ".join(reasons[:5]) + (f"; and {len(reasons) - 5} more" if len(reasons) > 5 else "")
+    return f"checkpoint {folder} is damaged: {shown}; restore it or remove the folder"
+
+
+def _digest_or_reason(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        return str(error)
