@@ -12,6 +12,7 @@ from ultramem_megatron.planning.choose import choose_plan
 from ultramem_megatron.planning.cluster import ClusterSpec
 from ultramem_megatron.planning.comm_cost import (
     LookupShape,
+    WireBytes,
     dimension_wise_bytes,
     number_wise_bytes,
     partition_bytes,
@@ -44,7 +45,7 @@ def test_a_pipeline_stage_bounds_the_group(make_config: MakeConfig, make_cluster
 
 def test_bytes_of_a_step_by_hand(make_config: MakeConfig, make_cluster: MakeCluster) -> None:
     """6 ranks, 2 samples of 32 tokens at a time, 48 a step: 4 micro-batches; 2 tables of 1024 x 24 fp32."""
-    shape = LookupShape(tokens=64, picks=8, value_dim=24, element_bytes=4, expansion=4, cores=2)
+    shape = LookupShape(tokens=64, picks=8, num_rows=1024, value_dim=24, element_bytes=4, expansion=4, cores=2)
     found = by_label(choose_plan(make_config(), make_cluster(6)).candidates)
     for label, wire, shard, replicas in (
         ("number_wise over 3 ranks", number_wise_bytes(shape, 3), 342 * 24, 2),
@@ -109,24 +110,16 @@ def test_one_rank_replicates_and_sends_nothing(make_config: MakeConfig, make_clu
     assert plan.paper_verdict is None
 
 
-def test_a_tie_is_called_a_tie_and_goes_number_wise(make_config: MakeConfig, make_cluster: MakeCluster) -> None:
-    """T = 2, K = 2, Dv = 4, P = 2, fp32, no expansion, one core: 80 bytes either way.
-
-    number-wise 8 + 4 x 2 + 16 x 2 + 16 x 2; dimension-wise 4 x 4 + 4 x 4 + 16 + 16 + 4 x 4.
-    """
-    config = make_config(
-        "model.seq_length=2",
-        "training.micro_batch_size=1",
-        "memory.top_m=1",
-        "memory.value_dim=4",
-        "memory.expansion=1",
-        "memory.cores=1",
-        "memory.parallel_size=2",
-    )
-    plan = choose_plan(config, make_cluster(2))
-    assert [c.forward_bytes + c.backward_bytes for c in plan.candidates[:2]] == [80, 80]
+def test_a_tie_is_called_a_tie_and_goes_number_wise(
+    make_config: MakeConfig, make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same = WireBytes({"rows": 50}, {"row_gradients": 30})
+    monkeypatch.setattr("ultramem_megatron.planning.enumerate.partition_bytes", lambda *_: same)
+    plan = choose_plan(make_config("memory.parallel_size=2"), make_cluster(2))
+    assert {c.forward_bytes + c.backward_bytes for c in plan.candidates if c.feasible} == {80}
     assert plan.partition == PartitionName.NUMBER_WISE
-    assert plan.tied_with == ("dimension_wise over 2 ranks",)
+    assert plan.tied_with == tuple(c.label for c in plan.candidates if c.feasible)[1:]
+    assert "dimension_wise over 2 ranks" in plan.tied_with
 
 
 @pytest.mark.parametrize("partition", ["number_wise", "dimension_wise"])
@@ -214,7 +207,7 @@ def test_dimension_wise_splits_the_pre_values_too(
 
 def test_bytes_of_a_step_with_pre_values(make_config: MakeConfig, make_cluster: MakeCluster) -> None:
     """As above, one pooled vector, and a second table of 1024 x 12; halves have 3 copies, thirds 2."""
-    shape = LookupShape(tokens=64, picks=8, value_dim=24, element_bytes=4, cores=2, pre_value_dim=12)
+    shape = LookupShape(tokens=64, picks=8, num_rows=1024, value_dim=24, element_bytes=4, cores=2, pre_value_dim=12)
     config = make_config("memory.variant=ultramem_v2", "memory.pre_value_dim=12")
     plan = choose_plan(config, make_cluster(6))
     assert "2 tables of 1,024 rows x 24 and as many pre-values x 12, at" in " ".join(summary(plan).split())

@@ -15,6 +15,7 @@ from ultramem_megatron.planning.comm_cost import (
     INT64_BYTES,
     UINT8_BYTES,
     LookupShape,
+    expected_distinct,
 )
 from ultramem_megatron.planning.model_size import (
     attention_parameters,
@@ -198,8 +199,9 @@ def _product_buffers(shape: LookupShape, partition: PartitionName, ranks: int) -
     kept = FP32_BYTES * picks + shape.tokens * shape.pre_value_dim * shape.element_bytes
     match partition:
         case PartitionName.NUMBER_WISE:
-            # the rows that came, the place of each, and the row numbers that others asked for
-            return kept + picks * (shape.pre_value_dim * shape.element_bytes + INT64_BYTES + INT32_BYTES)
+            # the rows that came, each once, the place of each pick's, and the row numbers that others asked for
+            came = expected_distinct(picks, shape.num_rows)
+            return kept + picks * INT64_BYTES + came * (shape.pre_value_dim * shape.element_bytes + INT32_BYTES)
         case PartitionName.DIMENSION_WISE:
             return kept + picks * ranks * INT32_BYTES
         case PartitionName.REPLICATED:
