@@ -198,6 +198,25 @@ def test_gradients_of_a_repeated_row_travel_as_one_rounded_once() -> None:
     assert sent_bytes == 2
 
 
+def score_gradient_over_two_columns() -> Tensor:
+    """Each rank has one column, and one token whose score's gradient is (1 + 2**-7) ** 2 - (1 + 2**-6)."""
+    channel = Channel(dist.group.WORLD)
+    partition = PARTITIONS[PartitionName.DIMENSION_WISE](TableShape(num_rows=1, value_dim=2), channel)
+    table_NV = torch.tensor([[1 + 2.0**-7, -1]], dtype=torch.bfloat16)
+    weight_nv = cut(table_NV, partition.shard(channel.rank)).clone().requires_grad_()
+    scores_hTK = torch.ones(1, 1, 1, dtype=torch.bfloat16, requires_grad=True)
+    zeros_TK = torch.zeros(1, 1, dtype=torch.int32)
+    cotangent = torch.tensor([[[1 + 2.0**-7, 1 + 2.0**-6]]], dtype=torch.bfloat16)
+    partition(weight_nv, Picks(zeros_TK, zeros_TK.to(torch.uint8), scores_hTK), [1, 1]).backward(cotangent)
+    assert scores_hTK.grad is not None and scores_hTK.grad.dtype is torch.bfloat16
+    return scores_hTK.grad
+
+
+def test_score_gradients_are_rounded_after_the_columns_are_summed() -> None:
+    """The columns' parts differ by 2**-14, which is nothing once either is rounded to bf16."""
+    assert [grad.item() for grad in run_distributed(2, score_gradient_over_two_columns)] == [2.0**-14] * 2
+
+
 def served(name: PartitionName, case: Case) -> int:
     return compute(name, case).traffic.served_requests
 

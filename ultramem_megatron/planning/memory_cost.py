@@ -184,8 +184,10 @@ def _lookup_buffers(shape: LookupShape, partition: PartitionName, ranks: int) ->
         case PartitionName.NUMBER_WISE:
             return picks * (pick_bytes + shape.value_dim * shape.element_bytes) + pooled
         case PartitionName.DIMENSION_WISE:
-            # every rank pools the tokens of all, a P-th of the columns each: as much as its own tokens in full width
-            return picks * ranks * pick_bytes + 2 * pooled
+            # every rank pools the tokens of all, a P-th of the columns each: as much as its own tokens in full width;
+            # gathered scores are fp32
+            gathered_bytes = INT32_BYTES + UINT8_BYTES + shape.cores * FP32_BYTES
+            return picks * ranks * gathered_bytes + 2 * pooled
         case PartitionName.REPLICATED:
             return picks * pick_bytes + pooled
         case PartitionName.AUTO:
