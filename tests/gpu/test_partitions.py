@@ -2,6 +2,8 @@
 
 # Letters: N rows of the table, V value dimension, T tokens, K picks per token, E blocks, h score cores.
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -102,3 +104,39 @@ def test_a_rank_may_have_no_tokens(device: torch.device, name: PartitionName) ->
     assert pooled.shape == (0, SHAPE.blocks, SHAPE.value_dim)
     pooled.sum().backward()
     assert table.grad is not None and table.grad.count_nonzero() == 0
+
+
+def waits_for_the_device(run: Callable[[], object]) -> int:
+    """How often ``run`` makes the host wait, collectives apart."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(warning.message) for warning in caught)
+
+
+@pytest.mark.parametrize("name", PARTITIONS)
+def test_an_operation_waits_for_the_device_once_at_most(device: torch.device, name: PartitionName) -> None:
+    """Only to learn sizes; never backward."""
+    case = make_case(torch.bfloat16)
+    partition = PARTITIONS[name](SHAPE, Channel(dist.group.WORLD))
+    table = torch.nn.Parameter(case.table_NV.to(device, copy=True))
+    table.main_grad = torch.zeros(table.shape, device=device)  # type: ignore[attr-defined]
+    picks, tokens = case.picks(device), [len(case.rows_TK)]
+    vectors = torch.randn(tokens[0], SHAPE.value_dim, device=device, dtype=torch.bfloat16, requires_grad=True)
+    cotangent = case.cotangent_TEV.to(device)
+    allowed = 1 if name in (PartitionName.NUMBER_WISE, PartitionName.NUMBER_WISE_POOLED) else 0
+    for _ in range(2):  # the first time also makes what lives on
+        outputs: list[torch.Tensor] = []
+        looked_up = waits_for_the_device(lambda: outputs.append(partition(table, picks, tokens)))
+        multiplied = waits_for_the_device(
+            lambda: outputs.append(partition.inner_products(table, picks.rows_TK, vectors, tokens))
+        )
+        ones = torch.ones_like(outputs[1])
+        backward = waits_for_the_device(lambda: torch.autograd.backward(outputs, [cotangent, ones]))
+        table.grad = None
+    assert (looked_up, multiplied, backward) == (allowed, allowed, 0)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ultramem_megatron.parallel.partition.base import even_range
@@ -25,6 +25,7 @@ def test_nothing_picked(shape: tuple[int, int]) -> None:
     assert found.place_TK.shape == shape
 
 
+@settings(deadline=None)
 @given(data=st.data(), num_rows=st.integers(1, 60), parts=st.integers(1, 70))
 def test_parts_are_the_shards(data: st.DataObject, num_rows: int, parts: int) -> None:
     """More parts than rows included."""
@@ -38,6 +39,7 @@ def test_parts_are_the_shards(data: st.DataObject, num_rows: int, parts: int) ->
         assert set(held.tolist()) <= set(even_range(num_rows, parts, part))
 
 
+@settings(deadline=None)
 @given(rows=st.integers(1, 300), parts=st.integers(1, 40))
 def test_shards_are_consecutive_and_nearly_even(rows: int, parts: int) -> None:
     ranges = [even_range(rows, parts, part) for part in range(parts)]

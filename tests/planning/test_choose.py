@@ -33,7 +33,7 @@ def by_label(candidates: list[Candidate] | tuple[Candidate, ...]) -> dict[str, C
 
 def test_every_divisor_of_a_stage_is_a_candidate(make_config: MakeConfig, make_cluster: MakeCluster) -> None:
     found = {(c.partition, c.parallel_size) for c in enumerate_candidates(make_config(), make_cluster(6))}
-    split = itertools.product((PartitionName.NUMBER_WISE, PartitionName.DIMENSION_WISE), (2, 3, 6))
+    split = itertools.product(set(PartitionName) - {PartitionName.AUTO, PartitionName.REPLICATED}, (2, 3, 6))
     assert found == {(PartitionName.REPLICATED, 1), *split}
 
 
@@ -64,7 +64,7 @@ def test_the_fewest_bytes_win(make_config: MakeConfig, make_cluster: MakeCluster
     plan = choose_plan(make_config(), make_cluster(6))
     feasible = [c for c in plan.candidates if c.feasible]
     assert [c.bytes_per_step for c in feasible] == sorted(c.bytes_per_step for c in feasible)
-    assert len(feasible) == 7
+    assert len(feasible) == 10
     assert plan.chosen == feasible[0]
     assert plan.verdict_by_bytes == plan.partition == feasible[0].partition
     assert [(p.table, p.span, p.num_rows, p.value_dim) for p in plan.placements] == [
@@ -122,7 +122,7 @@ def test_a_tie_is_called_a_tie_and_goes_number_wise(
     assert "dimension_wise over 2 ranks" in plan.tied_with
 
 
-@pytest.mark.parametrize("partition", ["number_wise", "dimension_wise"])
+@pytest.mark.parametrize("partition", ["number_wise", "number_wise_pooled", "dimension_wise"])
 def test_a_pinned_partition_leaves_the_ranks_to_choose(
     make_config: MakeConfig, make_cluster: MakeCluster, partition: str
 ) -> None:
@@ -138,6 +138,7 @@ def test_pinned_ranks_leave_the_partition_to_choose(make_config: MakeConfig, mak
     assert plan.memory_parallel_size == 3
     assert {c.label for c in plan.candidates if c.feasible} == {
         "number_wise over 3 ranks",
+        "number_wise_pooled over 3 ranks",
         "dimension_wise over 3 ranks",
     }
     out = by_label(plan.candidates)["number_wise over 6 ranks"]
@@ -227,8 +228,9 @@ def test_bytes_of_a_step_with_pre_values(make_config: MakeConfig, make_cluster: 
 
 def test_more_ranks_than_rows_rule_out_number_wise(make_config: MakeConfig, make_cluster: MakeCluster) -> None:
     config = make_config("memory.keys_per_side=2", "memory.top_m=2", "memory.value_dim=24")
-    out = by_label(choose_plan(config, make_cluster(6)).candidates)["number_wise over 6 ranks"]
-    assert out.reason == "6 ranks are more than the table's 4 rows"
+    found = by_label(choose_plan(config, make_cluster(6)).candidates)
+    for partition in ("number_wise", "number_wise_pooled"):
+        assert found[f"{partition} over 6 ranks"].reason == "6 ranks are more than the table's 4 rows"
 
 
 def test_nothing_but_a_shape_in_the_way(make_config: MakeConfig, make_cluster: MakeCluster) -> None:

@@ -12,12 +12,15 @@ from hypothesis import strategies as st
 from ultramem_megatron.config.memory import PartitionName
 from ultramem_megatron.planning.comm_cost import (
     LookupShape,
+    OwnerCounts,
     SyncBytes,
     WireBytes,
     dimension_wise_bytes,
     dimension_wise_product_bytes,
     expected_distinct,
     number_wise_bytes,
+    number_wise_pooled_bytes,
+    number_wise_pooled_product_bytes,
     number_wise_product_bytes,
     paper_break_even_value_dim,
     paper_dimension_wise_bytes,
@@ -130,6 +133,37 @@ def test_few_draws_of_many_kinds_are_nearly_all_distinct() -> None:
     assert expected_distinct(1000, 10**12) == pytest.approx(1000 - 1000 * 999 / 2 / 10**12, rel=1e-12)
 
 
+def test_pooled_at_owners_by_hand() -> None:
+    """4 ranks; 11 of 15 picks in 9 groups leave, 10 in 8 come; a pick has two scores of 2 bytes, a sum is 8 x 2."""
+    counts = OwnerCounts(sent_picks=11, sent_groups=9, served_picks=10, served_groups=8)
+    wire = number_wise_pooled_bytes(SMALL, 4, counts)
+    assert wire.forward == {"split_sizes": 48, "row_numbers": 44, "scores": 44, "partial_sums": 128}
+    assert wire.backward == {"pooled_gradients": 144, "score_gradients": 40}
+    wire = number_wise_pooled_product_bytes(WITH_PRE_VALUES, 4, counts)
+    assert wire.forward == {"pre_split_sizes": 48, "pre_row_numbers": 44, "pre_vectors": 216, "pre_products": 40}
+    assert wire.backward == {"pre_product_gradients": 44, "pre_vector_gradients": 192}
+
+
+def test_pooled_at_owners_expects_picks_to_meet() -> None:
+    """3 picks of a token: each of its 16 blocks at owners is missed by all with a chance of (15 / 16) ** 3."""
+    wire = number_wise_pooled_bytes(SMALL, 4)
+    assert wire.forward["row_numbers"] == 4 * 15 * 3 / 4
+    assert wire.forward["partial_sums"] == pytest.approx(16 * 5 * 16 * (1 - (15 / 16) ** 3) * 3 / 4)
+    products = number_wise_pooled_product_bytes(WITH_PRE_VALUES, 4)
+    assert products.forward["pre_vectors"] == pytest.approx(24 * 5 * 4 * (1 - (3 / 4) ** 3) * 3 / 4)
+
+
+def test_pooling_at_owners_pays_where_many_picks_meet() -> None:
+    """84 picks of wide rows over 8 ranks: 8 owners send a sum each in place of 84 rows; over 512 hardly two meet."""
+    shape = LookupShape(tokens=4096, picks=84, num_rows=10**9, value_dim=1024, element_bytes=2)
+    few, many = (
+        {p: partition_bytes(p, shape, ranks).forward_bytes for p in PartitionName if p is not PartitionName.AUTO}
+        for ranks in (8, 512)
+    )
+    assert few[PartitionName.NUMBER_WISE_POOLED] < few[PartitionName.NUMBER_WISE] / 9
+    assert many[PartitionName.NUMBER_WISE_POOLED] > many[PartitionName.NUMBER_WISE] * 0.9
+
+
 def test_dimension_wise_by_hand() -> None:
     """4 ranks; 15 picks go to 3 others; 5 tokens x 4 blocks x 2 columns x 2 bytes go to each of 3 others."""
     wire = dimension_wise_bytes(SMALL, 4)
@@ -166,6 +200,7 @@ def test_dimension_wise_products_by_hand() -> None:
     ("partition", "lookup", "products"),
     [
         (PartitionName.NUMBER_WISE, number_wise_bytes, number_wise_product_bytes),
+        (PartitionName.NUMBER_WISE_POOLED, number_wise_pooled_bytes, number_wise_pooled_product_bytes),
         (PartitionName.DIMENSION_WISE, dimension_wise_bytes, dimension_wise_product_bytes),
     ],
 )
@@ -185,7 +220,7 @@ def test_replicated_pre_values_send_nothing() -> None:
 
 
 def test_one_rank_sends_nothing() -> None:
-    for partition in (PartitionName.NUMBER_WISE, PartitionName.DIMENSION_WISE, PartitionName.REPLICATED):
+    for partition in set(PartitionName) - {PartitionName.AUTO}:
         wire = partition_bytes(partition, WITH_PRE_VALUES, 1)
         assert wire.forward_bytes == wire.backward_bytes == 0
 

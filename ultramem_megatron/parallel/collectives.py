@@ -18,15 +18,15 @@ def exchange_sizes(sizes_P: Tensor, channel: Channel) -> Tensor:
     """Tell every rank how many items it will get from here; learn how many come from each.
 
     Args:
-        sizes_P: int64, item p goes to rank p.
+        sizes_P: int64 [P, ...], item p goes to rank p.
         channel: The ranks.
 
     Returns:
-        int64 [P]: item p comes from rank p.
+        int64 [P, ...]: item p comes from rank p.
     """
     received_P = torch.empty_like(sizes_P)
-    dist.all_to_all_single(received_P, sizes_P, group=channel.group)
-    channel.count(channel.size - 1, sizes_P, backward=False)
+    dist.all_to_all_single(received_P, sizes_P.contiguous(), group=channel.group)
+    channel.count((channel.size - 1) * sizes_P[0].numel(), sizes_P, backward=False)
     return received_P
 
 

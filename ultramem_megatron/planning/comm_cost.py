@@ -130,6 +130,74 @@ def number_wise_product_bytes(
     return WireBytes(_prefixed(rows.forward), _prefixed(rows.backward))
 
 
+@dataclass(frozen=True, slots=True)
+class OwnerCounts:
+    """What a rank asks of the owners of rows, itself left out, and what it answers as one."""
+
+    sent_picks: float
+    sent_groups: float
+    """Picks of one token (of a lookup: and of one of its blocks) at one owner are a group."""
+    served_picks: float
+    served_groups: float
+
+
+def number_wise_pooled_bytes(shape: LookupShape, ranks: int, counts: OwnerCounts | None = None) -> WireBytes:
+    """A lookup: row numbers and scores travel to the owners, one partial sum for each group back; the reverse backward.
+
+    Args:
+        shape: The lookup; without its pre-values, which ``number_wise_pooled_product_bytes`` counts.
+        ranks: P.
+        counts: Groups of a token and a block. Defaults to the expectation when all rows and blocks are equally likely.
+    """
+    if counts is None:
+        counts = _expected_owner_counts(shape, ranks, kinds=shape.expansion)
+    sum_bytes = shape.element_bytes * shape.value_dim
+    scores_bytes = shape.element_bytes * shape.cores
+    return WireBytes(
+        forward={
+            "split_sizes": 2 * INT64_BYTES * (ranks - 1),
+            "row_numbers": INT32_BYTES * counts.sent_picks,
+            "scores": scores_bytes * counts.sent_picks,
+            "partial_sums": sum_bytes * counts.served_groups,
+        },
+        backward={
+            "pooled_gradients": sum_bytes * counts.sent_groups,
+            "score_gradients": scores_bytes * counts.served_picks,
+        },
+    )
+
+
+def number_wise_pooled_product_bytes(shape: LookupShape, ranks: int, counts: OwnerCounts | None = None) -> WireBytes:
+    """Inner products with pre-values: row numbers and vectors travel to the owners, fp32 products back.
+
+    Args:
+        shape: The lookup.
+        ranks: P.
+        counts: Groups of a token. Defaults to the expectation when all rows are equally likely.
+    """
+    if counts is None:
+        counts = _expected_owner_counts(shape, ranks, kinds=1)
+    vector_bytes = shape.element_bytes * shape.pre_value_dim
+    forward = {
+        "split_sizes": 2 * INT64_BYTES * (ranks - 1),
+        "row_numbers": INT32_BYTES * counts.sent_picks,
+        "vectors": vector_bytes * counts.sent_groups,
+        "products": FP32_BYTES * counts.served_picks,
+    }
+    backward = {
+        "product_gradients": FP32_BYTES * counts.sent_picks,
+        "vector_gradients": vector_bytes * counts.served_groups,
+    }
+    return WireBytes(_prefixed(forward), _prefixed(backward))
+
+
+def _expected_owner_counts(shape: LookupShape, ranks: int, kinds: int) -> OwnerCounts:
+    """With ``kinds`` of groups a token at each owner, the picks falling evenly on all."""
+    elsewhere = shape.tokens * (ranks - 1) / ranks
+    picks, groups = elsewhere * shape.picks, elsewhere * expected_distinct(shape.picks, ranks * kinds)
+    return OwnerCounts(picks, groups, picks, groups)
+
+
 def expected_distinct(draws: float, kinds: int) -> float:
     """Distinct results of so many draws from equally likely kinds: n (1 - (1 - 1 / n) ** draws).
 
@@ -197,6 +265,9 @@ def partition_bytes(partition: PartitionName, shape: LookupShape, ranks: int) ->
         case PartitionName.NUMBER_WISE:
             products = number_wise_product_bytes(shape, ranks) if shape.pre_value_dim else WireBytes()
             return number_wise_bytes(shape, ranks) + products
+        case PartitionName.NUMBER_WISE_POOLED:
+            products = number_wise_pooled_product_bytes(shape, ranks) if shape.pre_value_dim else WireBytes()
+            return number_wise_pooled_bytes(shape, ranks) + products
         case PartitionName.DIMENSION_WISE:
             products = dimension_wise_product_bytes(shape, ranks) if shape.pre_value_dim else WireBytes()
             return dimension_wise_bytes(shape, ranks) + products

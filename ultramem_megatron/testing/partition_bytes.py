@@ -9,10 +9,13 @@ from torch import Tensor
 
 from ultramem_megatron.config.memory import PartitionName
 from ultramem_megatron.planning.comm_cost import (
+    OwnerCounts,
     WireBytes,
     dimension_wise_bytes,
     dimension_wise_product_bytes,
     number_wise_bytes,
+    number_wise_pooled_bytes,
+    number_wise_pooled_product_bytes,
     number_wise_product_bytes,
 )
 from ultramem_megatron.testing.partition_cases import Case, Lookup
@@ -27,6 +30,26 @@ def distinct_rows_by_owner(case: Case, ranks: int) -> Tensor:
     owner_N = _owner_of_rows(case, ranks)
     picked = [case.of_rank(case.rows_GK, rank).unique() for rank in range(ranks)]
     return torch.stack([torch.bincount(owner_N[rows], minlength=ranks) for rows in picked])
+
+
+def picks_by_owner(case: Case, ranks: int) -> Tensor:
+    """int64 [P, P]: picks of rank p at owner q."""
+    owner_N = _owner_of_rows(case, ranks)
+    picked = [case.of_rank(case.rows_GK, rank).flatten() for rank in range(ranks)]
+    return torch.stack([torch.bincount(owner_N[rows], minlength=ranks) for rows in picked])
+
+
+def groups_by_owner(case: Case, ranks: int) -> Tensor:
+    """int64 [P, P]: how many tokens, in a lookup tokens and blocks, of rank p have a pick at owner q."""
+    owner_GK = _owner_of_rows(case, ranks)[case.rows_GK]
+    token_GK = torch.arange(len(owner_GK)).unsqueeze(1).expand(owner_GK.shape)
+    block_GK = case.blocks_GK if isinstance(case, Lookup) else torch.zeros_like(owner_GK)
+    counts_PP = torch.zeros(ranks, ranks, dtype=torch.int64)
+    home_G = torch.arange(ranks).repeat_interleave(torch.tensor(case.tokens))
+    triples = torch.stack([x.flatten() for x in (token_GK, block_GK, owner_GK)], dim=1)
+    for token, _, owner in set(map(tuple, triples.tolist())):
+        counts_PP[home_G[token], owner] += 1
+    return counts_PP
 
 
 def sent_and_served(counts_PP: Tensor) -> list[tuple[int, int]]:
@@ -44,6 +67,13 @@ def predicted_bytes(name: PartitionName, case: Case, ranks: int) -> list[WireByt
             counts = sent_and_served(distinct_rows_by_owner(case, ranks))
             count_rows = number_wise_bytes if pooled else number_wise_product_bytes
             return [count_rows(shape, ranks, *count) for shape, count in zip(shapes, counts, strict=True)]
+        case PartitionName.NUMBER_WISE_POOLED:
+            both = zip(
+                *(sent_and_served(count(case, ranks)) for count in (picks_by_owner, groups_by_owner)), strict=True
+            )
+            owner_counts = [OwnerCounts(*(n for pair in zip(*counts, strict=True) for n in pair)) for counts in both]
+            count_sums = number_wise_pooled_bytes if pooled else number_wise_pooled_product_bytes
+            return [count_sums(shape, ranks, counts) for shape, counts in zip(shapes, owner_counts, strict=True)]
         case PartitionName.DIMENSION_WISE:
             count_columns = dimension_wise_bytes if pooled else dimension_wise_product_bytes
             return [count_columns(shape, ranks) for shape in shapes]

@@ -33,17 +33,29 @@ def distinct_rows(rows_TK: Tensor, num_rows: int, parts: int) -> DistinctRows:
         parts: P; part p begins at row ``p * num_rows // P``, as ``even_range`` has it.
     """
     sorted_R, order_R = torch.sort(rows_TK.reshape(-1))
-    is_first_R = torch.ones_like(sorted_R, dtype=torch.bool)
-    torch.ne(sorted_R[1:], sorted_R[:-1], out=is_first_R[1:])
-    seen_R = is_first_R.cumsum(0)
+    _, seen_R = number_distinct(sorted_R)
     place_R = torch.empty_like(order_R).scatter_(0, order_R, seen_R - 1)
     rows_R = torch.zeros_like(sorted_R).scatter_(0, seen_R - 1, sorted_R)
-    return DistinctRows(rows_R, place_R.view(rows_TK.shape), _count_by_part(sorted_R, seen_R, num_rows, parts))
-
-
-def _count_by_part(sorted_R: Tensor, seen_R: Tensor, num_rows: int, parts: int) -> Tensor:
     # int64 until divided: p * num_rows leaves int32 at 20 M rows and 128 parts
     starts_P = torch.arange(parts, device=sorted_R.device) * num_rows // parts
-    position_P = torch.searchsorted(sorted_R, starts_P.to(sorted_R.dtype))
+    counts_P = count_by_part(sorted_R, seen_R, starts_P.to(sorted_R.dtype))
+    return DistinctRows(rows_R, place_R.view(rows_TK.shape), counts_P)
+
+
+def number_distinct(sorted_R: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether each number is the first of its kind, and how many kinds there are up to it (int64)."""
+    is_first_R = torch.ones_like(sorted_R, dtype=torch.bool)
+    torch.ne(sorted_R[1:], sorted_R[:-1], out=is_first_R[1:])
+    return is_first_R, is_first_R.cumsum(0)
+
+
+def count_by_part(sorted_R: Tensor, seen_R: Tensor, starts_P: Tensor) -> Tensor:
+    """int64 [P], how much a running count grows within each part.
+
+    Args:
+        sorted_R: Numbers in ascending order.
+        seen_R: int64, the count up to and with each number.
+        starts_P: The number at which each part begins, in the type of ``sorted_R``; the first part at the least.
+    """
     seen_before = torch.cat([seen_R.new_zeros(1), seen_R])
-    return torch.diff(seen_before[position_P], append=seen_before[-1:])
+    return torch.diff(seen_before[torch.searchsorted(sorted_R, starts_P)], append=seen_before[-1:])
