@@ -2,6 +2,9 @@
 
 # Letters: N rows of the table, V value dimension, T tokens, K picks per token, E blocks, h score cores.
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -11,7 +14,7 @@ from torch import Tensor
 
 from ultramem_megatron.config.memory import PartitionName
 from ultramem_megatron.parallel.channel import Channel
-from ultramem_megatron.parallel.partition.base import Picks, TableShape
+from ultramem_megatron.parallel.partition.base import Picks, TableShape, ValuePartition
 from ultramem_megatron.parallel.partition.registry import PARTITIONS
 from ultramem_megatron.testing.reference_layer import reference_pooling
 from ultramem_megatron.testing.tolerances import assert_agrees
@@ -102,3 +105,46 @@ def test_a_rank_may_have_no_tokens(device: torch.device, name: PartitionName) ->
     assert pooled.shape == (0, SHAPE.blocks, SHAPE.value_dim)
     pooled.sum().backward()
     assert table.grad is not None and table.grad.count_nonzero() == 0
+
+
+@contextmanager
+def counted_waits() -> Iterator[list[str]]:
+    """What makes the host wait for the device meanwhile, collectives apart."""
+    waits: list[str] = []
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield waits
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    waits += [str(warning.message) for warning in caught if "synchroniz" in str(warning.message)]
+
+
+def count_waits(partition: ValuePartition, table: torch.nn.Parameter, case: Case) -> tuple[int, int, int]:
+    """In a lookup, in inner products, and in the backward pass of both."""
+    device, tokens = table.device, [len(case.rows_TK)]
+    picks, cotangent = case.picks(device), case.cotangent_TEV.to(device)
+    vectors = torch.randn(tokens[0], SHAPE.value_dim, device=device, dtype=table.dtype, requires_grad=True)
+    ones = torch.ones(case.rows_TK.shape, device=device)
+    with counted_waits() as looked_up:
+        pooled = partition(table, picks, tokens)
+    with counted_waits() as multiplied:
+        products = partition.inner_products(table, picks.rows_TK, vectors, tokens)
+    with counted_waits() as backward:
+        torch.autograd.backward([pooled, products], [cotangent, ones])
+    table.grad = None
+    return len(looked_up), len(multiplied), len(backward)
+
+
+@pytest.mark.parametrize("name", PARTITIONS)
+def test_an_operation_waits_for_the_device_once_at_most(device: torch.device, name: PartitionName) -> None:
+    """Only to learn sizes; never backward."""
+    case = make_case(torch.bfloat16)
+    partition = PARTITIONS[name](SHAPE, Channel(dist.group.WORLD))
+    table = torch.nn.Parameter(case.table_NV.to(device, copy=True))
+    table.main_grad = torch.zeros(table.shape, device=device)  # type: ignore[attr-defined]
+    allowed = 1 if name in (PartitionName.NUMBER_WISE, PartitionName.NUMBER_WISE_POOLED) else 0
+    count_waits(partition, table, case)  # the first time also makes what lives on
+    assert count_waits(partition, table, case) == (allowed, allowed, 0)

@@ -13,6 +13,7 @@ SLOW = pytest.mark.slow
 LAYOUTS = [
     pytest.param(2, ("memory.parallel_size=2", "memory.partition=number_wise"), id="mem2-number-wise"),
     pytest.param(4, ("memory.parallel_size=4", "memory.partition=number_wise"), id="mem4-number-wise", marks=SLOW),
+    pytest.param(2, ("memory.parallel_size=2", "memory.partition=number_wise_pooled"), id="mem2-pooled"),
     pytest.param(2, ("memory.parallel_size=2", "memory.partition=dimension_wise"), id="mem2-dimension-wise"),
     pytest.param(
         4, ("memory.parallel_size=4", "memory.partition=dimension_wise"), id="mem4-dimension-wise", marks=SLOW

@@ -10,6 +10,7 @@ from ultramem_megatron.monitor.memory_health import (
     SlotUsage,
     mean_score,
     output_std,
+    owner_skew,
     singular_value_ratio,
     top1_score,
 )
@@ -25,6 +26,15 @@ def check_usage_of_a_group() -> None:
 
 def test_a_row_read_by_any_rank_of_a_group_counts() -> None:
     run_distributed(2, check_usage_of_a_group)
+
+
+def check_skew_of_a_group() -> None:
+    assert owner_skew([6, 1, 2][dist.get_rank()], dist.group.WORLD) == 2.0  # 6 over the mean of 3
+    assert owner_skew(0, dist.group.WORLD).isnan()
+
+
+def test_skew_is_the_busiest_owner_over_the_mean() -> None:
+    run_distributed(3, check_skew_of_a_group)
 
 
 def test_slot_usage_grows_until_reset() -> None:

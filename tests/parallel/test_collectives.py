@@ -75,27 +75,27 @@ def gather(tokens: list[int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Traff
 def test_tokens_are_gathered_and_gradients_summed(tokens: list[int], dtype: torch.dtype) -> None:
     whole = torch.cat([rows_of(p, tokens[p], dtype) for p in range(3)])
     for rank, (gathered, grad, traffic) in enumerate(run_distributed(3, gather, tokens, dtype)):
-        assert torch.equal(gathered, whole)
-        own = rows_of(rank, tokens[rank], dtype)
-        parts = [(own * (p + 1)).float() for p in range(3)]  # each rank's gradient, rounded to the type once
-        assert torch.equal(grad, torch.stack(parts).sum(dim=0).to(dtype))
+        assert gathered.dtype is torch.float32 and torch.equal(gathered, whole.float())
+        own = rows_of(rank, tokens[rank], dtype).float()
+        assert torch.equal(grad, sum(own * (p + 1) for p in range(3)).to(dtype)), "rounded to the type once"
         assert grad.dtype is dtype
-        assert traffic.forward_bytes == 2 * tokens[rank] * WIDTH * dtype.itemsize
+        assert traffic.forward_bytes == 2 * tokens[rank] * WIDTH * dtype.itemsize, "travels in its own type"
         assert traffic.backward_bytes == (sum(tokens) - tokens[rank]) * WIDTH * 4, "gradients travel in fp32"
 
 
 def gather_small_and_large() -> Tensor:
-    """bf16 gradients of which only the first is large: 256 + 1 + 1 is 256 if rounded after each addition."""
+    """Gradients of which only the first is large."""
     channel = Channel(dist.group.WORLD)
     x = torch.zeros(1, 1, dtype=torch.bfloat16, requires_grad=True)
     out = all_gather_tokens(x, [1, 1, 1], channel)
-    out.backward(torch.full((3, 1), 256.0 if channel.rank == 0 else 1.0, dtype=torch.bfloat16))
+    out.backward(torch.full((3, 1), 256.75 if channel.rank == 0 else 1.25))
     assert x.grad is not None
     return x.grad
 
 
-def test_gradients_of_bf16_are_summed_in_fp32() -> None:
-    assert [grad.item() for grad in run_distributed(3, gather_small_and_large)] == [258.0] * 3
+def test_gradients_of_bf16_are_made_and_summed_in_fp32() -> None:
+    """259.25 rounds to 260 in bf16. Rounded before they are added the three make 258, and after each addition 256."""
+    assert [grad.item() for grad in run_distributed(3, gather_small_and_large)] == [260.0] * 3
 
 
 def there_and_back() -> tuple[Tensor, Tensor]:

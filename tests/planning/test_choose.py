@@ -12,6 +12,7 @@ from ultramem_megatron.planning.choose import choose_plan
 from ultramem_megatron.planning.cluster import ClusterSpec
 from ultramem_megatron.planning.comm_cost import (
     LookupShape,
+    WireBytes,
     dimension_wise_bytes,
     number_wise_bytes,
     partition_bytes,
@@ -32,7 +33,7 @@ def by_label(candidates: list[Candidate] | tuple[Candidate, ...]) -> dict[str, C
 
 def test_every_divisor_of_a_stage_is_a_candidate(make_config: MakeConfig, make_cluster: MakeCluster) -> None:
     found = {(c.partition, c.parallel_size) for c in enumerate_candidates(make_config(), make_cluster(6))}
-    split = itertools.product((PartitionName.NUMBER_WISE, PartitionName.DIMENSION_WISE), (2, 3, 6))
+    split = itertools.product(set(PartitionName) - {PartitionName.AUTO, PartitionName.REPLICATED}, (2, 3, 6))
     assert found == {(PartitionName.REPLICATED, 1), *split}
 
 
@@ -44,7 +45,7 @@ def test_a_pipeline_stage_bounds_the_group(make_config: MakeConfig, make_cluster
 
 def test_bytes_of_a_step_by_hand(make_config: MakeConfig, make_cluster: MakeCluster) -> None:
     """6 ranks, 2 samples of 32 tokens at a time, 48 a step: 4 micro-batches; 2 tables of 1024 x 24 fp32."""
-    shape = LookupShape(tokens=64, picks=8, value_dim=24, element_bytes=4, expansion=4, cores=2)
+    shape = LookupShape(tokens=64, picks=8, num_rows=1024, value_dim=24, element_bytes=4, expansion=4, cores=2)
     found = by_label(choose_plan(make_config(), make_cluster(6)).candidates)
     for label, wire, shard, replicas in (
         ("number_wise over 3 ranks", number_wise_bytes(shape, 3), 342 * 24, 2),
@@ -63,7 +64,7 @@ def test_the_fewest_bytes_win(make_config: MakeConfig, make_cluster: MakeCluster
     plan = choose_plan(make_config(), make_cluster(6))
     feasible = [c for c in plan.candidates if c.feasible]
     assert [c.bytes_per_step for c in feasible] == sorted(c.bytes_per_step for c in feasible)
-    assert len(feasible) == 7
+    assert len(feasible) == 10
     assert plan.chosen == feasible[0]
     assert plan.verdict_by_bytes == plan.partition == feasible[0].partition
     assert [(p.table, p.span, p.num_rows, p.value_dim) for p in plan.placements] == [
@@ -109,27 +110,19 @@ def test_one_rank_replicates_and_sends_nothing(make_config: MakeConfig, make_clu
     assert plan.paper_verdict is None
 
 
-def test_a_tie_is_called_a_tie_and_goes_number_wise(make_config: MakeConfig, make_cluster: MakeCluster) -> None:
-    """T = 2, K = 2, Dv = 4, P = 2, fp32, no expansion, one core: 80 bytes either way.
-
-    number-wise 8 + 4 x 2 + 16 x 2 + 16 x 2; dimension-wise 4 x 4 + 4 x 4 + 16 + 16 + 4 x 4.
-    """
-    config = make_config(
-        "model.seq_length=2",
-        "training.micro_batch_size=1",
-        "memory.top_m=1",
-        "memory.value_dim=4",
-        "memory.expansion=1",
-        "memory.cores=1",
-        "memory.parallel_size=2",
-    )
-    plan = choose_plan(config, make_cluster(2))
-    assert [c.forward_bytes + c.backward_bytes for c in plan.candidates[:2]] == [80, 80]
+def test_a_tie_is_called_a_tie_and_goes_number_wise(
+    make_config: MakeConfig, make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same = WireBytes({"rows": 50}, {"row_gradients": 30})
+    monkeypatch.setattr("ultramem_megatron.planning.enumerate.partition_bytes", lambda *_: same)
+    plan = choose_plan(make_config("memory.parallel_size=2"), make_cluster(2))
+    assert {c.forward_bytes + c.backward_bytes for c in plan.candidates if c.feasible} == {80}
     assert plan.partition == PartitionName.NUMBER_WISE
-    assert plan.tied_with == ("dimension_wise over 2 ranks",)
+    assert plan.tied_with == tuple(c.label for c in plan.candidates if c.feasible)[1:]
+    assert "dimension_wise over 2 ranks" in plan.tied_with
 
 
-@pytest.mark.parametrize("partition", ["number_wise", "dimension_wise"])
+@pytest.mark.parametrize("partition", ["number_wise", "number_wise_pooled", "dimension_wise"])
 def test_a_pinned_partition_leaves_the_ranks_to_choose(
     make_config: MakeConfig, make_cluster: MakeCluster, partition: str
 ) -> None:
@@ -145,6 +138,7 @@ def test_pinned_ranks_leave_the_partition_to_choose(make_config: MakeConfig, mak
     assert plan.memory_parallel_size == 3
     assert {c.label for c in plan.candidates if c.feasible} == {
         "number_wise over 3 ranks",
+        "number_wise_pooled over 3 ranks",
         "dimension_wise over 3 ranks",
     }
     out = by_label(plan.candidates)["number_wise over 6 ranks"]
@@ -214,7 +208,7 @@ def test_dimension_wise_splits_the_pre_values_too(
 
 def test_bytes_of_a_step_with_pre_values(make_config: MakeConfig, make_cluster: MakeCluster) -> None:
     """As above, one pooled vector, and a second table of 1024 x 12; halves have 3 copies, thirds 2."""
-    shape = LookupShape(tokens=64, picks=8, value_dim=24, element_bytes=4, cores=2, pre_value_dim=12)
+    shape = LookupShape(tokens=64, picks=8, num_rows=1024, value_dim=24, element_bytes=4, cores=2, pre_value_dim=12)
     config = make_config("memory.variant=ultramem_v2", "memory.pre_value_dim=12")
     plan = choose_plan(config, make_cluster(6))
     assert "2 tables of 1,024 rows x 24 and as many pre-values x 12, at" in " ".join(summary(plan).split())
@@ -234,8 +228,9 @@ def test_bytes_of_a_step_with_pre_values(make_config: MakeConfig, make_cluster: 
 
 def test_more_ranks_than_rows_rule_out_number_wise(make_config: MakeConfig, make_cluster: MakeCluster) -> None:
     config = make_config("memory.keys_per_side=2", "memory.top_m=2", "memory.value_dim=24")
-    out = by_label(choose_plan(config, make_cluster(6)).candidates)["number_wise over 6 ranks"]
-    assert out.reason == "6 ranks are more than the table's 4 rows"
+    found = by_label(choose_plan(config, make_cluster(6)).candidates)
+    for partition in ("number_wise", "number_wise_pooled"):
+        assert found[f"{partition} over 6 ranks"].reason == "6 ranks are more than the table's 4 rows"
 
 
 def test_nothing_but_a_shape_in_the_way(make_config: MakeConfig, make_cluster: MakeCluster) -> None:

@@ -51,6 +51,7 @@ def test_fp32_needs_no_master_weights() -> None:
 
 def test_the_largest_shard_counts() -> None:
     assert shard_elements(10, 6, NUMBER_WISE, 3) == 4 * 6
+    assert shard_elements(10, 6, PartitionName.NUMBER_WISE_POOLED, 3) == 4 * 6
     assert shard_elements(10, 6, DIMENSION_WISE, 3) == 10 * 2
     assert shard_elements(10, 6, REPLICATED, 1) == 60
 
@@ -70,17 +71,40 @@ def test_pre_values_are_held_beside_the_values() -> None:
     ("partition", "ranks", "bytes_of_token"),
     [
         (REPLICATED, 1, 32 * 4 + 30 * 2),
-        (NUMBER_WISE, 2, 32 * 4 + 30 * 2 + 32 * (30 * 2 + 8 + 4)),
         (DIMENSION_WISE, 2, 32 * 4 + 30 * 2 + 2 * 32 * 4),
     ],
 )
 def test_buffers_of_inner_products_by_hand(partition: PartitionName, ranks: int, bytes_of_token: int) -> None:
-    """32 picks: fp32 products and a vector of 30; rows with place and number, or row numbers of two ranks."""
+    """32 picks: fp32 products and a vector of 30, and the row numbers of two ranks."""
+    assert product_buffers(partition, ranks) == 2 * 1024 * bytes_of_token
+
+
+def test_buffers_of_number_wise_products_by_hand() -> None:
+    """Beside products and vectors the place of each pick's row, and once each row that came and its number."""
+    rows = 10_000 * (1 - 0.9999 ** (1024 * 32))
+    by_hand = 1024 * (32 * 4 + 30 * 2 + 32 * 8) + rows * (30 * 2 + 4)
+    assert product_buffers(NUMBER_WISE, 2) == pytest.approx(2 * by_hand)
+
+
+def test_buffers_of_products_at_the_owners_by_hand() -> None:
+    """The picks of others (row number, group), whose vectors both owners need but for 1 in 2**31; order, own groups."""
+    by_hand = 1024 * (32 * 4 + 30 * 2 + 32 * (4 + 8) + 2 * 30 * 2 + 32 * 2 * 8)
+    assert product_buffers(PartitionName.NUMBER_WISE_POOLED, 2) == pytest.approx(2 * by_hand)
+
+
+def test_pooling_at_the_owners_keeps_no_rows() -> None:
+    config = make_config()
+    pooled, rows = (cost(config, p, 2).lookup_buffers for p in (PartitionName.NUMBER_WISE_POOLED, NUMBER_WISE))
+    assert rows - pooled == 2 * 1024 * 32 * (64 * 2 + 1 - 24), "a row of 64 and a block, less three place numbers"
+
+
+def product_buffers(partition: PartitionName, ranks: int) -> float:
+    """What pre-values add to the buffers of two layers, with 1024 tokens and 10,000 rows."""
     workload = workload_of(make_config(memory=PRE_VALUES), 4)
     plain = replace(workload, lookup=replace(workload.lookup, pre_value_dim=0))
     config = make_config(memory=PRE_VALUES)
     buffers, without = (rank_memory(config, w, partition, ranks).lookup_buffers for w in (workload, plain))
-    assert buffers - without == 2 * workload.lookup.tokens * bytes_of_token
+    return buffers - without
 
 
 @pytest.mark.parametrize("partition", [NUMBER_WISE, DIMENSION_WISE])

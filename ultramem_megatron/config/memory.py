@@ -27,8 +27,13 @@ class PartitionName(StrEnum):
 
     AUTO = "auto"
     NUMBER_WISE = "number_wise"
+    """Rows are split; they travel to the tokens that pick them."""
+    NUMBER_WISE_POOLED = "number_wise_pooled"
+    """Rows are split; a token's rows are summed where they are, and the sums travel."""
     DIMENSION_WISE = "dimension_wise"
+    """Columns are split."""
     REPLICATED = "replicated"
+    """Every rank has the whole table."""
 
 
 MOST_ROWS = 2**31

@@ -105,6 +105,13 @@ SINGULAR_VALUE_RATIO = Metric(
     help="Second singular value of the Tucker core over the first. The smaller, the closer the two-stage top-m "
     "comes to the exact one.",
 )
+OWNER_SKEW = Metric(
+    name="memory/owner_skew",
+    unit="ratio",
+    reduction=Reduction.MAX,
+    help="Requests that the busiest owner of a table's rows answered, over the mean of its owners; only where a table "
+    "is split by rows. 1 is even; all wait for the busiest, so a rise slows every step.",
+)
 RESIDENT_BYTES = Metric(
     name="memory/resident_bytes",
     unit="bytes",
@@ -154,6 +161,7 @@ METRICS: tuple[Metric, ...] = (
     MEAN_SCORE,
     OUTPUT_STD,
     SINGULAR_VALUE_RATIO,
+    OWNER_SKEW,
     RESIDENT_BYTES,
     FORWARD_BYTES,
     BACKWARD_BYTES,

@@ -10,12 +10,20 @@ from ultramem_megatron.metrics.catalogue import (
     FORWARD_BYTES,
     MEAN_SCORE,
     OUTPUT_STD,
+    OWNER_SKEW,
     SINGULAR_VALUE_RATIO,
     SLOT_USAGE_FRACTION,
     TOP1_SCORE,
 )
 from ultramem_megatron.metrics.metric import Recorder
-from ultramem_megatron.monitor.memory_health import SlotUsage, mean_score, output_std, singular_value_ratio, top1_score
+from ultramem_megatron.monitor.memory_health import (
+    SlotUsage,
+    mean_score,
+    output_std,
+    owner_skew,
+    singular_value_ratio,
+    top1_score,
+)
 from ultramem_megatron.parallel.partition.base import Picks
 
 
@@ -26,7 +34,8 @@ class LayerObserver:
         """Attach to ``layer``; ``stage`` are the ranks whose tokens read its table."""
         self.layer, self.label, self.recorder, self.stage = layer, label, recorder, stage
         self.usage = SlotUsage(layer.table.partition.table.num_rows, layer.table.weight.device)
-        self.traffic = layer.table.partition.channel.traffic
+        channel = layer.table.partition.channel
+        self.traffic, self.group = channel.traffic, channel.group
         self.forward_passes = self.backward_passes = 0
         layer.observer = self
 
@@ -43,10 +52,13 @@ class LayerObserver:
             self.recorder.record(OUTPUT_STD, output_std(output_sbD), self.label)
 
     def report(self) -> None:
-        """Record what gathered since the last report. Collective over ``stage``."""
+        """Record what gathered since the last report. Collective over ``stage``, and over the owners of the table."""
         self.recorder.record(SLOT_USAGE_FRACTION, self.usage.fraction(self.stage), self.label)
         self.recorder.record(FORWARD_BYTES, self.traffic.forward_bytes / max(1, self.forward_passes), self.label)
         self.recorder.record(BACKWARD_BYTES, self.traffic.backward_bytes / max(1, self.backward_passes), self.label)
+        skew = owner_skew(self.traffic.served_requests, self.group, self.layer.table.weight.device)
+        if not skew.isnan():
+            self.recorder.record(OWNER_SKEW, skew, self.label)
         core = self.layer.summed_core
         if core is not None:
             self.recorder.record(SINGULAR_VALUE_RATIO, singular_value_ratio(core), self.label)

@@ -65,3 +65,17 @@ def singular_value_ratio(core: Tensor) -> Tensor:
     if values.shape[-1] == 1:
         return values.new_zeros(())
     return (values[..., 1] / values[..., 0]).mean()
+
+
+def owner_skew(served_requests: int, group: dist.ProcessGroup, device: torch.device | str = "cpu") -> Tensor:
+    """Largest over mean of what the ranks of ``group`` served, fp64; NaN if none served any. Collective over ``group``.
+
+    Args:
+        served_requests: Of this rank.
+        group: The owners of one table.
+        device: One that the group can talk from.
+    """
+    served_P = torch.zeros(group.size(), dtype=torch.float64, device=device)
+    served_P[group.rank()] = served_requests
+    dist.all_reduce(served_P, group=group)
+    return served_P.max() / served_P.mean()

@@ -8,14 +8,19 @@ from torch import Tensor
 
 @dataclass(slots=True)
 class Traffic:
-    """Payload bytes that this rank sent to other ranks. What a rank keeps for itself does not count."""
+    """What this rank sent to other ranks, and how much the ranks made it do."""
 
     forward_bytes: int = 0
+    """Payload. What a rank keeps for itself does not count."""
     backward_bytes: int = 0
+    """Payload of the backward pass."""
+    served_requests: int = 0
+    """Requests that this rank answered as the owner of rows, its own included. Only where rows have one owner each:
+    elsewhere the load is even by construction."""
 
     def reset(self) -> None:
         """Start counting anew."""
-        self.forward_bytes = self.backward_bytes = 0
+        self.forward_bytes = self.backward_bytes = self.served_requests = 0
 
 
 @dataclass(frozen=True, slots=True)

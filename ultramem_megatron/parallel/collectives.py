@@ -18,15 +18,15 @@ def exchange_sizes(sizes_P: Tensor, channel: Channel) -> Tensor:
     """Tell every rank how many items it will get from here; learn how many come from each.
 
     Args:
-        sizes_P: int64, item p goes to rank p.
+        sizes_P: int64 [P, ...], item p goes to rank p.
         channel: The ranks.
 
     Returns:
-        int64 [P]: item p comes from rank p.
+        int64 [P, ...]: item p comes from rank p.
     """
     received_P = torch.empty_like(sizes_P)
-    dist.all_to_all_single(received_P, sizes_P, group=channel.group)
-    channel.count(channel.size - 1, sizes_P, backward=False)
+    dist.all_to_all_single(received_P, sizes_P.contiguous(), group=channel.group)
+    channel.count((channel.size - 1) * sizes_P[0].numel(), sizes_P, backward=False)
     return received_P
 
 
@@ -54,7 +54,8 @@ def all_gather_tokens(x: Tensor, tokens: Sequence[int], channel: Channel) -> Ten
         channel: The ranks.
 
     Returns:
-        [G, ...]. The gradient is reduce-scattered in fp32, so that its sum does not round to bf16.
+        [G, ...]. What is not an integer travels in its own type and arrives in fp32: so the gradient's parts are made
+        in fp32, as which they are reduce-scattered, and only their sum is rounded to the type of ``x``. fp64 stays.
     """
     return _AllGatherTokens.apply(x, list(tokens), channel)
 
@@ -96,7 +97,8 @@ class _AllGatherTokens(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, tokens: list[int], channel: Channel) -> Tensor:
         ctx.tokens, ctx.channel, ctx.dtype = tokens, channel, x.dtype
-        return _gather(x, tokens, channel, backward=False)
+        out = _gather(x, tokens, channel, backward=False)
+        return _widened(out) if out.is_floating_point() else out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
@@ -128,7 +130,7 @@ def _gather(x: Tensor, tokens: list[int], channel: Channel, *, backward: bool) -
 
 def _reduce_scatter(x: Tensor, tokens: list[int], channel: Channel, *, backward: bool) -> Tensor:
     """In fp32, whatever the type of ``x``; fp64 stays."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+    x = _widened(x).contiguous()
     mine = tokens[channel.rank]
     channel.count(x.numel() - x[:mine].numel(), x, backward=backward)
     if len(set(tokens)) == 1:
@@ -138,3 +140,7 @@ def _reduce_scatter(x: Tensor, tokens: list[int], channel: Channel, *, backward:
     parts = x.new_empty((channel.size * mine, *x.shape[1:]))
     dist.all_to_all_single(parts, x, [mine] * channel.size, tokens, group=channel.group)
     return parts.view(channel.size, mine, *x.shape[1:]).sum(dim=0)
+
+
+def _widened(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -27,8 +27,13 @@ from ultramem_megatron.planning.plan import (
 from ultramem_megatron.planning.workload import Workload, workload_of
 from ultramem_megatron.units import GIB
 
-# A tie in bytes goes to the earlier one: number-wise sends no scores and needs no divisor of the row width.
-TIE_ORDER = (PartitionName.NUMBER_WISE, PartitionName.DIMENSION_WISE, PartitionName.REPLICATED)
+# A tie in bytes goes to the earlier one: number-wise sends no scores, and needs no divisor of the row width.
+TIE_ORDER = (
+    PartitionName.NUMBER_WISE,
+    PartitionName.NUMBER_WISE_POOLED,
+    PartitionName.DIMENSION_WISE,
+    PartitionName.REPLICATED,
+)
 
 
 def choose_plan(config: RunConfig, cluster: ClusterSpec) -> Plan:

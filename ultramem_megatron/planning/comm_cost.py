@@ -5,7 +5,8 @@ without IVE and MCS. The others count what this project's partitions send, forwa
 
 Letters: T tokens of this rank in one micro-batch, K rows a token, P ranks of the ``mem`` group, Dv width of a row,
 Dp width of a pre-value (UltraMemV2), E pooled vectors, h cores, b bytes of an element, N rows of the table, M copies of
-the table. P - 1 of P equally loaded shares are elsewhere, hence the factor (P - 1) / P throughout.
+the table. P - 1 of P equally loaded shares are elsewhere, hence the factor (P - 1) / P throughout. Where counts depend
+on the picks, a function takes those that were measured, and is then exact, or expects all rows to be equally likely.
 """
 
 import math
@@ -74,6 +75,9 @@ class LookupShape:
     picks: int
     """Rows read per token [K]."""
 
+    num_rows: int
+    """Rows of the table [N]."""
+
     value_dim: int
     """Stored width of a row [Dv]."""
 
@@ -91,44 +95,122 @@ class LookupShape:
 
 
 def number_wise_bytes(
-    shape: LookupShape, ranks: int, off_rank_lookups: float | None = None, served_lookups: float | None = None
+    shape: LookupShape, ranks: int, off_rank_rows: float | None = None, served_rows: float | None = None
 ) -> WireBytes:
-    """A lookup: row numbers travel to the owners, rows back; row gradients to the owners.
+    """A lookup: row numbers travel to the owners, rows back; row gradients to the owners. Each row travels once.
 
     Args:
         shape: The lookup; without its pre-values, which ``number_wise_product_bytes`` counts.
         ranks: P.
-        off_rank_lookups: Row requests that this rank sends to other ranks, after any removal of repeats. Defaults
-            to the expectation without it, T * K * (P - 1) / P, all rows being equally likely.
-        served_lookups: Requests of other ranks that this rank answers. Defaults to ``off_rank_lookups``: over all
-            ranks of a group the two sums are equal.
+        off_rank_rows: Distinct rows of other ranks among the picks of this rank. Defaults to the expectation when
+            all rows are equally likely.
+        served_rows: Rows that other ranks ask of this rank, distinct for each of them. Defaults to
+            ``off_rank_rows``: over all ranks of a group the two sums are equal.
     """
-    if off_rank_lookups is None:
-        off_rank_lookups = expected_off_rank_lookups(shape, ranks)
-    if served_lookups is None:
-        served_lookups = off_rank_lookups
+    if off_rank_rows is None:
+        off_rank_rows = expected_off_rank_rows(shape, ranks)
+    if served_rows is None:
+        served_rows = off_rank_rows
     row_bytes = shape.element_bytes * shape.value_dim
     return WireBytes(
         forward={
             "split_sizes": INT64_BYTES * (ranks - 1),
-            "row_numbers": INT32_BYTES * off_rank_lookups,
-            "rows": row_bytes * served_lookups,
+            "row_numbers": INT32_BYTES * off_rank_rows,
+            "rows": row_bytes * served_rows,
         },
-        backward={"row_gradients": row_bytes * off_rank_lookups},
+        backward={"row_gradients": row_bytes * off_rank_rows},
     )
 
 
 def number_wise_product_bytes(
-    shape: LookupShape, ranks: int, off_rank_lookups: float | None = None, served_lookups: float | None = None
+    shape: LookupShape, ranks: int, off_rank_rows: float | None = None, served_rows: float | None = None
 ) -> WireBytes:
     """Inner products with pre-values: as a lookup of rows of their width, which are multiplied at home."""
-    rows = number_wise_bytes(replace(shape, value_dim=shape.pre_value_dim), ranks, off_rank_lookups, served_lookups)
+    rows = number_wise_bytes(replace(shape, value_dim=shape.pre_value_dim), ranks, off_rank_rows, served_rows)
     return WireBytes(_prefixed(rows.forward), _prefixed(rows.backward))
 
 
-def expected_off_rank_lookups(shape: LookupShape, ranks: int) -> float:
-    """Row requests for other ranks when all rows are equally likely: T * K * (P - 1) / P."""
-    return shape.tokens * shape.picks * (ranks - 1) / ranks
+@dataclass(frozen=True, slots=True)
+class OwnerCounts:
+    """What a rank asks of the owners of rows, itself left out, and what it answers as one."""
+
+    sent_picks: float
+    sent_groups: float
+    """Picks of one token (of a lookup: and of one of its blocks) at one owner are a group."""
+    served_picks: float
+    served_groups: float
+
+
+def number_wise_pooled_bytes(shape: LookupShape, ranks: int, counts: OwnerCounts | None = None) -> WireBytes:
+    """A lookup: row numbers and scores travel to the owners, one partial sum for each group back; the reverse backward.
+
+    Args:
+        shape: The lookup; without its pre-values, which ``number_wise_pooled_product_bytes`` counts.
+        ranks: P.
+        counts: Groups of a token and a block. Defaults to the expectation when all rows and blocks are equally likely.
+    """
+    if counts is None:
+        counts = _expected_owner_counts(shape, ranks, kinds=shape.expansion)
+    sum_bytes = shape.element_bytes * shape.value_dim
+    scores_bytes = shape.element_bytes * shape.cores
+    return WireBytes(
+        forward={
+            "split_sizes": 2 * INT64_BYTES * (ranks - 1),
+            "row_numbers": INT32_BYTES * counts.sent_picks,
+            "scores": scores_bytes * counts.sent_picks,
+            "partial_sums": sum_bytes * counts.served_groups,
+        },
+        backward={
+            "pooled_gradients": sum_bytes * counts.sent_groups,
+            "score_gradients": scores_bytes * counts.served_picks,
+        },
+    )
+
+
+def number_wise_pooled_product_bytes(shape: LookupShape, ranks: int, counts: OwnerCounts | None = None) -> WireBytes:
+    """Inner products with pre-values: row numbers and vectors travel to the owners, fp32 products back.
+
+    Args:
+        shape: The lookup.
+        ranks: P.
+        counts: Groups of a token. Defaults to the expectation when all rows are equally likely.
+    """
+    if counts is None:
+        counts = _expected_owner_counts(shape, ranks, kinds=1)
+    vector_bytes = shape.element_bytes * shape.pre_value_dim
+    forward = {
+        "split_sizes": 2 * INT64_BYTES * (ranks - 1),
+        "row_numbers": INT32_BYTES * counts.sent_picks,
+        "vectors": vector_bytes * counts.sent_groups,
+        "products": FP32_BYTES * counts.served_picks,
+    }
+    backward = {
+        "product_gradients": FP32_BYTES * counts.sent_picks,
+        "vector_gradients": vector_bytes * counts.served_groups,
+    }
+    return WireBytes(_prefixed(forward), _prefixed(backward))
+
+
+def _expected_owner_counts(shape: LookupShape, ranks: int, kinds: int) -> OwnerCounts:
+    """With ``kinds`` of groups a token at each owner, the picks falling evenly on all."""
+    elsewhere = shape.tokens * (ranks - 1) / ranks
+    picks, groups = elsewhere * shape.picks, elsewhere * expected_distinct(shape.picks, ranks * kinds)
+    return OwnerCounts(picks, groups, picks, groups)
+
+
+def expected_distinct(draws: float, kinds: int) -> float:
+    """Distinct results of so many draws from equally likely kinds: n (1 - (1 - 1 / n) ** draws).
+
+    The chance that some draw hits a kind, times the kinds; the occupancy problem of any textbook on probability.
+    """
+    if kinds == 1:
+        return min(draws, 1)
+    return -kinds * math.expm1(draws * math.log1p(-1 / kinds))  # exact for many kinds too, where 1 - 1 / n rounds
+
+
+def expected_off_rank_rows(shape: LookupShape, ranks: int) -> float:
+    """Distinct rows of other ranks among the picks of a rank when all rows are equally likely."""
+    return expected_distinct(shape.tokens * shape.picks, shape.num_rows) * (ranks - 1) / ranks
 
 
 def dimension_wise_bytes(shape: LookupShape, ranks: int) -> WireBytes:
@@ -183,6 +265,9 @@ def partition_bytes(partition: PartitionName, shape: LookupShape, ranks: int) ->
         case PartitionName.NUMBER_WISE:
             products = number_wise_product_bytes(shape, ranks) if shape.pre_value_dim else WireBytes()
             return number_wise_bytes(shape, ranks) + products
+        case PartitionName.NUMBER_WISE_POOLED:
+            products = number_wise_pooled_product_bytes(shape, ranks) if shape.pre_value_dim else WireBytes()
+            return number_wise_pooled_bytes(shape, ranks) + products
         case PartitionName.DIMENSION_WISE:
             products = dimension_wise_product_bytes(shape, ranks) if shape.pre_value_dim else WireBytes()
             return dimension_wise_bytes(shape, ranks) + products

@@ -10,7 +10,8 @@ from ultramem_megatron.planning.plan import Candidate, Rejection
 from ultramem_megatron.planning.workload import Workload, workload_of
 from ultramem_megatron.units import GIB
 
-SPLIT_PARTITIONS = (PartitionName.NUMBER_WISE, PartitionName.DIMENSION_WISE)
+SPLIT_PARTITIONS = (PartitionName.NUMBER_WISE, PartitionName.NUMBER_WISE_POOLED, PartitionName.DIMENSION_WISE)
+SPLIT_BY_ROWS = (PartitionName.NUMBER_WISE, PartitionName.NUMBER_WISE_POOLED)
 
 
 def enumerate_candidates(config: RunConfig, cluster: ClusterSpec) -> list[Candidate]:
@@ -108,7 +109,7 @@ def _shape_reason(memory: MemoryConfig, partition: PartitionName, ranks: int) ->
         widths = {"value_dim": memory.value_dim, "pre_value_dim": memory.pre_value_dim}
         odd = [f"memory.{name} = {width} does not divide by {ranks}" for name, width in widths.items() if width % ranks]
         return " and ".join(odd)
-    if partition is PartitionName.NUMBER_WISE and memory.num_rows < ranks:
+    if partition in SPLIT_BY_ROWS and memory.num_rows < ranks:
         return f"{ranks} ranks are more than the table's {memory.num_rows} rows"
     return ""
 

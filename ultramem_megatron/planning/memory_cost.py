@@ -15,6 +15,7 @@ from ultramem_megatron.planning.comm_cost import (
     INT64_BYTES,
     UINT8_BYTES,
     LookupShape,
+    expected_distinct,
 )
 from ultramem_megatron.planning.model_size import (
     attention_parameters,
@@ -67,7 +68,7 @@ def rank_memory(config: RunConfig, workload: Workload, partition: PartitionName,
 def shard_elements(num_rows: int, value_dim: int, partition: PartitionName, ranks: int) -> int:
     """Elements of the largest shard of one table; rows that do not divide evenly go to the first ranks."""
     match partition:
-        case PartitionName.NUMBER_WISE:
+        case PartitionName.NUMBER_WISE | PartitionName.NUMBER_WISE_POOLED:
             return -(-num_rows // ranks) * value_dim
         case PartitionName.DIMENSION_WISE:
             return num_rows * -(-value_dim // ranks)
@@ -182,9 +183,14 @@ def _lookup_buffers(shape: LookupShape, partition: PartitionName, ranks: int) ->
     match partition:
         case PartitionName.NUMBER_WISE:
             return picks * (pick_bytes + shape.value_dim * shape.element_bytes) + pooled
+        case PartitionName.NUMBER_WISE_POOLED:
+            # the picks of others, as many as its own, each with its group; the order of its own, and where sums belong
+            return picks * (INT32_BYTES + 2 * INT64_BYTES + shape.cores * shape.element_bytes + INT64_BYTES) + pooled
         case PartitionName.DIMENSION_WISE:
-            # every rank pools the tokens of all, a P-th of the columns each: as much as its own tokens in full width
-            return picks * ranks * pick_bytes + 2 * pooled
+            # every rank pools the tokens of all, a P-th of the columns each: as much as its own tokens in full width;
+            # gathered scores are fp32
+            gathered_bytes = INT32_BYTES + UINT8_BYTES + shape.cores * FP32_BYTES
+            return picks * ranks * gathered_bytes + 2 * pooled
         case PartitionName.REPLICATED:
             return picks * pick_bytes + pooled
         case PartitionName.AUTO:
@@ -198,8 +204,14 @@ def _product_buffers(shape: LookupShape, partition: PartitionName, ranks: int) -
     kept = FP32_BYTES * picks + shape.tokens * shape.pre_value_dim * shape.element_bytes
     match partition:
         case PartitionName.NUMBER_WISE:
-            # the rows that came, the place of each, and the row numbers that others asked for
-            return kept + picks * (shape.pre_value_dim * shape.element_bytes + INT64_BYTES + INT32_BYTES)
+            # the rows that came, each once, the place of each pick's, and the row numbers that others asked for
+            came = expected_distinct(picks, shape.num_rows)
+            return kept + picks * INT64_BYTES + came * (shape.pre_value_dim * shape.element_bytes + INT32_BYTES)
+        case PartitionName.NUMBER_WISE_POOLED:
+            # the picks of others, each with its group, and their vectors; the order of its own, and whose vectors left
+            vectors = shape.tokens * expected_distinct(shape.picks, ranks)
+            came = picks * (INT32_BYTES + INT64_BYTES) + vectors * shape.pre_value_dim * shape.element_bytes
+            return kept + came + picks * 2 * INT64_BYTES
         case PartitionName.DIMENSION_WISE:
             return kept + picks * ranks * INT32_BYTES
         case PartitionName.REPLICATED:

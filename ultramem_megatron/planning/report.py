@@ -12,8 +12,8 @@ NOT_MODELLED = (
     "Time. Candidates are ranked by bytes alone: no latency, no size of messages, no bandwidth that differs between "
     "links inside a node and between nodes, no cost of reading rows from memory, no overlap with dense blocks. Across "
     "nodes a layout that sends more bytes in fewer, larger messages can be faster.",
-    "Skew and repeats. Rows are taken as equally likely: hot rows make some owners of a number-wise table busier than "
-    "others. A row that several tokens of a rank pick is counted each time; sent once, number-wise sends less.",
+    "Skew. Rows are taken as equally likely. Hot rows make some owners of a table that is split by rows busier than "
+    "others, which is measured as memory/owner_skew; and they repeat more often, which lets number-wise send less.",
     "Traffic that is the same for every candidate: tensor and pipeline parallel, gradients of the dense model.",
     "Memory: activations and lookup buffers are estimates (no recomputation, unfused attention); the padding of "
     "Megatron's buffers and the workspace of kernels are not counted.",

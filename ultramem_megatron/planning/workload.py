@@ -59,6 +59,7 @@ def workload_of(config: RunConfig, world_size: int) -> Workload:
         lookup=LookupShape(
             tokens=tokens // parallelism.tensor,
             picks=memory.picks,
+            num_rows=memory.num_rows,
             value_dim=memory.value_dim,
             element_bytes=element_bytes,
             expansion=shape.blocks,

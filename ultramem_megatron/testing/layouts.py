@@ -28,6 +28,7 @@ LAYOUTS: tuple[Layout, ...] = (
     _layout("1 process", 1),
     _layout("DP2", 2, "memory.parallel_size=1"),
     _layout("DP4, mem 4 number-wise", 4, "memory.parallel_size=4", "memory.partition=number_wise"),
+    _layout("DP4, mem 4 pooled at owners", 4, "memory.parallel_size=4", "memory.partition=number_wise_pooled"),
     _layout("DP4, mem 4 dimension-wise", 4, "memory.parallel_size=4", "memory.partition=dimension_wise"),
     _layout("DP4, mem 2 number-wise", 4, "memory.parallel_size=2", "memory.partition=number_wise"),
     _layout(

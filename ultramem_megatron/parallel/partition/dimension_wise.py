@@ -24,8 +24,10 @@ class GatheredPicks:
     """The picks of the whole group."""
 
     rows_GK: Tensor
+    """int32, and uint8 blocks: five bytes an address."""
     blocks_GK: Tensor
     scores_hGK: Tensor
+    """fp32, so that their gradients, sums over the columns, are not rounded before all ranks' parts are added."""
     tokens: list[int]
     """Tokens of each rank."""
 

@@ -1,7 +1,8 @@
 """Number-wise partition: each rank of the ``mem`` group holds whole rows (paper Fig. 8a; TorchRec: row-wise).
 
 Row numbers travel to the owners of the rows, the rows travel back, and each rank pools or multiplies them for its own
-tokens.
+tokens. A rank asks for a row once, however many of its tokens pick it; backward, the gradients of these picks are
+summed in fp32 before they travel as one.
 """
 
 from collections.abc import Sequence
@@ -13,16 +14,18 @@ from torch import Tensor
 
 from ultramem_megatron.parallel.collectives import all_to_all, exchange_sizes
 from ultramem_megatron.parallel.partition.base import Picks, Shard, ValuePartition, even_range
+from ultramem_megatron.parallel.partition.distinct import distinct_rows
 from ultramem_megatron.parallel.partition.pooling import multiply_rows, pool, read_rows
 
-# Letters: P ranks of the group, T tokens and R = T * K picks of this rank, A rows that others ask of this rank.
+# Letters: P ranks of the group, T tokens of this rank, K picks per token, U distinct rows among them, A rows that are
+#          asked of this rank.
 
 Home = TypeVar("Home", Picks, Tensor)
 
 
 @dataclass(frozen=True, slots=True)
 class RowRequests(Generic[Home]):
-    """Row numbers sorted by owner, and what the other ranks ask for."""
+    """Which rows come for the picks of this rank, and what the ranks ask for."""
 
     home: Home
     """What waits here for the rows: the picks of a lookup, the vectors of inner products."""
@@ -31,9 +34,9 @@ class RowRequests(Generic[Home]):
     asked_A: Tensor
     """int32 local row numbers asked of this rank, by asking rank."""
     sent: list[int]
-    """Requests sent to each rank."""
+    """Rows requested of each rank."""
     asked: list[int]
-    """Requests received from each rank."""
+    """Rows that each rank requests."""
 
 
 class NumberWise(ValuePartition):
@@ -49,7 +52,8 @@ class NumberWise(ValuePartition):
         return read_rows(shard_nv, dispatched.asked_A)
 
     def combine(self, found: Tensor, dispatched: RowRequests[Picks]) -> Tensor:
-        rows_TKV = self._send_back(found, dispatched)[dispatched.place_TK]
+        # not by indexing, whose gradient would be summed in the type of the rows
+        rows_TKV = read_rows(self._send_back(found, dispatched), dispatched.place_TK)
         picks, value_dim = dispatched.home, self.table.value_dim
         return pool(rows_TKV, picks.blocks_TK, picks.scores_hTK, self.table.blocks, range(value_dim), value_dim)
 
@@ -63,21 +67,14 @@ class NumberWise(ValuePartition):
         return multiply_rows(self._send_back(found, dispatched), dispatched.place_TK, dispatched.home)
 
     def _request(self, rows_TK: Tensor, home: Home) -> RowRequests[Home]:
-        rows_R = rows_TK.reshape(-1)
-        owner_R = self._owner(rows_R)
-        order_R = torch.argsort(owner_R, stable=True)
-        sent_P = torch.bincount(owner_R, minlength=self.channel.size)
-        asked_P = exchange_sizes(sent_P, self.channel)
-        sent, asked = torch.stack([sent_P, asked_P]).tolist()  # the operation's one wait for the device
-        asked_A = all_to_all(rows_R[order_R], sent, asked, self.channel)
-        place_TK = torch.argsort(order_R).view(rows_TK.shape)  # the inverse of a permutation
-        return RowRequests(home, place_TK, asked_A - self.shard(self.channel.rank).rows.start, sent, asked)
+        distinct = distinct_rows(rows_TK, self.table.num_rows, self.channel.size)
+        asked_P = exchange_sizes(distinct.counts_P, self.channel)
+        sent, asked = torch.stack([distinct.counts_P, asked_P]).tolist()  # the operation's one wait for the device
+        self.channel.traffic.served_requests += sum(asked)
+        asked_A = all_to_all(distinct.rows_R[: sum(sent)], sent, asked, self.channel)
+        asked_A = asked_A - self.shard(self.channel.rank).rows.start
+        return RowRequests(home, distinct.place_TK, asked_A, sent, asked)
 
     def _send_back(self, found: Tensor, requests: RowRequests[Any]) -> Tensor:
-        """[R, V], the rows that this rank asked for, sorted by owner."""
+        """[U, V], the rows that this rank asked for, in ascending order."""
         return all_to_all(found, requests.asked, requests.sent, self.channel)
-
-    def _owner(self, rows_R: Tensor) -> Tensor:
-        # inverse of even_range: the last rank whose first row r * N // P is not beyond the row; int64, since
-        # (row + 1) * P leaves int32 at 20 M rows and 128 ranks
-        return ((rows_R.long() + 1) * self.channel.size - 1) // self.table.num_rows

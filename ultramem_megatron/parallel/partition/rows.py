@@ -1,0 +1,72 @@
+"""Rows of a table for those who read them: fetched, widened, and where their gradients go."""
+
+import torch
+from torch import Tensor
+
+# Letters: n, v this rank's rows and columns; T tokens, K picks per token.
+
+PART_ELEMENTS = 2**24
+"""Rows are multiplied so many elements at a time, 64 MiB in fp32: what all picks read would be gigabytes."""
+
+
+def parts(rows: Tensor, width: int) -> list[slice]:
+    """Consecutive entries of ``rows`` whose rows, ``width`` wide, hold ``PART_ELEMENTS`` together; one at least.
+
+    Args:
+        rows: Row numbers, [T, K] or one after the other.
+        width: Columns read of each.
+    """
+    size = max(1, PART_ELEMENTS // max(1, rows[:1].numel() * width))
+    return [slice(start, start + size) for start in range(0, rows.shape[0], size)]
+
+
+def wide_type(x: Tensor) -> torch.dtype:
+    """The type to sum in: fp32, so that sums do not round to bf16; fp64 stays, for gradient checks."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def widened(x: Tensor) -> Tensor:
+    """In the type to sum in."""
+    return x.to(wide_type(x))
+
+
+def take_rows(table_nv: Tensor, rows: Tensor) -> Tensor:
+    """[*rows.shape, v]."""
+    return table_nv.index_select(0, rows.reshape(-1)).view(*rows.shape, table_nv.shape[1])
+
+
+def gradient_of(table_nv: Tensor) -> Tensor:
+    """Where to add gradients of rows: Megatron's ``main_grad``, or a new tensor without it."""
+    main_grad = getattr(table_nv, "main_grad", None)
+    if main_grad is not None:
+        return main_grad
+    return torch.zeros(table_nv.shape, dtype=wide_type(table_nv), device=table_nv.device)
+
+
+def handed_over(target_nv: Tensor, table_nv: Tensor) -> Tensor:
+    """What autograd gets as the table's gradient: ``target_nv``, or a placeholder where that is ``main_grad``."""
+    if target_nv is not getattr(table_nv, "main_grad", None):
+        return target_nv.to(table_nv.dtype)
+    table_nv.grad_added_to_main_grad = True  # type: ignore[attr-defined]
+    table_nv.grad = None  # DDP's hook takes the placeholder away; without it the next would be added to no memory
+    return _without_storage(table_nv)
+
+
+def add_rows(target_nv: Tensor, rows: Tensor, grad: Tensor) -> None:
+    """Add [*rows.shape, v] to the rows of ``target_nv``, in its type."""
+    flat = grad.reshape(-1, grad.shape[-1])
+    target_nv.index_add_(0, rows.reshape(-1), flat.to(target_nv.dtype))
+
+
+def _without_storage(like: Tensor) -> Tensor:
+    """A tensor of the right shape that owns no memory; autograd hands it over without reading it.
+
+    Made once for each parameter: torch gives a shape only to memory that it has allocated, and a table's size more
+    for an instant would count in the peak of every backward pass.
+    """
+    placeholder = getattr(like, "gradient_placeholder", None)
+    if placeholder is None:
+        placeholder = torch.empty_like(like)
+        placeholder.untyped_storage().resize_(0)
+        like.gradient_placeholder = placeholder  # type: ignore[attr-defined]
+    return placeholder.detach()
