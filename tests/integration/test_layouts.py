@@ -38,16 +38,6 @@ def test_every_layout_gives_the_same_curve(layout: Layout, twenty_steps: tuple[R
 
 
 @pytest.mark.slow
-def test_interleaved_pipeline_gives_the_same_curve(twenty_steps: tuple[RunConfig, Curve]) -> None:
-    config, alone = twenty_steps
-    spans = dataclasses.replace(config, memory=dataclasses.replace(config.memory, spans="1:1/3:3"))
-    interleaved = Layout("PP2 x 2 chunks", 2, ("parallelism.pipeline=2", "parallelism.virtual_pipeline=2"))
-    curve = train_layout(spans, interleaved)
-    assert curve.losses == pytest.approx(train_layout(spans, LAYOUTS[0]).losses, rel=RELATIVE)
-    assert curve.losses != alone.losses
-
-
-@pytest.mark.slow
 def test_the_same_layout_gives_the_same_bits(twenty_steps: tuple[RunConfig, Curve]) -> None:
     config, _ = twenty_steps
     layout = LAYOUTS[3]

@@ -6,6 +6,7 @@ from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.config.training import Precision
 from ultramem_megatron.planning.comm_cost import BF16_BYTES, FP32_BYTES, LookupShape
 from ultramem_megatron.planning.memory_shape import memory_shape
+from ultramem_megatron.planning.stages import stages_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,8 +70,6 @@ def workload_of(config: RunConfig, world_size: int) -> Workload:
 
 
 def _tables_of_stage(config: RunConfig) -> tuple[int, ...]:
-    """Chunks of blocks are dealt to the stages in turn, as Megatron's interleaved schedule does."""
-    pipeline = config.parallelism.pipeline
-    blocks_of_chunk = config.model.layers // (pipeline * config.parallelism.virtual_pipeline)
-    stages = [(span.read - 1) // blocks_of_chunk % pipeline for span in config.memory.span_list]
-    return tuple(stages.count(stage) for stage in range(pipeline))
+    stages = stages_of(config)
+    ranks = [stages.of_block(span.read) % stages.pipeline for span in config.memory.span_list]
+    return tuple(ranks.count(rank) for rank in range(stages.pipeline))
