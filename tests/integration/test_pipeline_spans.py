@@ -171,3 +171,16 @@ def test_only_boundaries_that_a_span_crosses_pay(
         assert sum(found["forward"].values()) == micro_batches * hidden_state * forward
         assert sum(found["backward"].values()) == micro_batches * hidden_state * backward
         assert found["evaluation"] == found["forward"]
+    most = max(forward + backward for forward, backward in extra_messages(layout, crossings))
+    predicted = choose_plan(config, local_cluster(layout.processes)).predicted
+    assert predicted.pending_per_micro_batch == most * hidden_state
+
+
+def extra_messages(layout: Layout, crossings: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """What is sent beyond the hidden states themselves."""
+    plain = {
+        "PP4": [(1, 0), (1, 1), (1, 1), (0, 1)],
+        "PP2 x 2 chunks": [(2, 1), (1, 2)],
+        "TP2+SP x PP2": [(1, 0), (1, 0), (0, 1), (0, 1)],
+    }[layout.name]
+    return [(f - f0, b - b0) for (f, b), (f0, b0) in zip(crossings, plain, strict=True)]

@@ -4,6 +4,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from ultramem_megatron.planning.stages import Stages
@@ -18,7 +19,11 @@ def received(stages: Stages, crossed: tuple[bool, ...], micro_batches: int) -> d
 
     from ultramem_megatron.parallel.stage_messages import StageMessages
 
-    config = ModelParallelConfig(pipeline_model_parallel_size=stages.pipeline, microbatch_group_size_per_vp_stage=2)
+    config = ModelParallelConfig(
+        pipeline_model_parallel_size=stages.pipeline,
+        pipeline_dtype=torch.float32,
+        microbatch_group_size_per_vp_stage=2,
+    )
     messages: Any = StageMessages(dist.group.WORLD, config, stages=stages, crossed=crossed, hidden_shape=HIDDEN)
     assert not config.variable_seq_lengths, "the model's own settings stay"
     messages.begin(1)

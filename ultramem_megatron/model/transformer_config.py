@@ -56,7 +56,7 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
         persist_layer_norm=False,
         cross_entropy_loss_fusion=False,
         deallocate_pipeline_outputs=True,
-        batch_p2p_comm=torch.cuda.is_available(),
+        batch_p2p_comm=torch.cuda.is_available() and not _same_neighbour(config),
         **_expert_fields(config),
     )
 
@@ -80,6 +80,16 @@ def _expert_fields(config: RunConfig) -> dict[str, Any]:
         # alltoall gathers unequal shares over tensor parallel, which gloo cannot
         "moe_token_dispatcher_type": "alltoall" if tensor == 1 or torch.cuda.is_available() else "allgather",
     }
+
+
+def _same_neighbour(config: RunConfig) -> bool:
+    """Whether a rank has one neighbour before and after it, and sends it activations and gradients at once.
+
+    A batch of nccl's messages between two ranks pairs sends with receives by their order alone, and megatron-core
+    puts them into it such that activations would be received as gradients; one by one they have a communicator for
+    each direction.
+    """
+    return config.parallelism.pipeline == 2 and config.parallelism.virtual_pipeline > 1
 
 
 def _leave(weight: Tensor) -> Tensor:

@@ -56,6 +56,7 @@ def choose_plan(config: RunConfig, cluster: ClusterSpec) -> Plan:
             backward_per_micro_batch=tables * chosen.backward_bytes,
             table_sync_per_step=tables * chosen.sync_bytes,
             per_step=chosen.bytes_per_step,
+            pending_per_micro_batch=max(workload.pending_bytes),
         ),
         memory=chosen.memory,
         candidates=tuple(candidates),

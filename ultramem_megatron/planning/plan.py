@@ -101,6 +101,11 @@ class PredictedBytes(_Record):
     backward_per_micro_batch: float = 0
     table_sync_per_step: float = 0
     per_step: float = 0
+    """Of these three."""
+
+    pending_per_micro_batch: float = 0
+    """What the rank that sends most of it sends to its neighbours in the pipeline, because spans cross boundaries
+    between stages: results forward, gradients backward. The same for every candidate."""
 
 
 class PaperVerdict(_Record):

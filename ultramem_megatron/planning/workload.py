@@ -30,6 +30,10 @@ class Workload:
     element_bytes: int
     """Bytes of an element of weights and activations."""
 
+    pending_bytes: tuple[int, ...]
+    """What a rank of each pipeline stage sends to its neighbours in one micro-batch, for spans that cross a boundary:
+    the results forward, and their gradients backward."""
+
     lookup: LookupShape
     """One lookup of one rank. The tensor-parallel ranks share the tokens of a micro-batch evenly."""
 
@@ -57,6 +61,7 @@ def workload_of(config: RunConfig, world_size: int) -> Workload:
         micro_batch_tokens=tokens,
         tables_of_stage=_tables_of_stage(config),
         element_bytes=element_bytes,
+        pending_bytes=_pending_bytes(config, element_bytes),
         lookup=LookupShape(
             tokens=tokens // parallelism.tensor,
             picks=memory.picks,
@@ -73,3 +78,15 @@ def _tables_of_stage(config: RunConfig) -> tuple[int, ...]:
     stages = stages_of(config)
     ranks = [stages.of_block(span.read) % stages.pipeline for span in config.memory.span_list]
     return tuple(ranks.count(rank) for rank in range(stages.pipeline))
+
+
+def _pending_bytes(config: RunConfig, element_bytes: int) -> tuple[int, ...]:
+    """One hidden state for each crossed boundary: to the rank after it, and its gradient to the rank before."""
+    stages, model, parallelism = stages_of(config), config.model, config.parallelism
+    # without sequence parallelism each tensor-parallel rank sends all tokens, as it does for the hidden state
+    tokens = config.training.micro_batch_size * model.seq_length // (parallelism.tensor if parallelism.sequence else 1)
+    messages = [0] * stages.pipeline
+    for boundary, crossed in enumerate(stages.crossed(config.memory.span_list)):
+        messages[boundary % stages.pipeline] += crossed
+        messages[(boundary + 1) % stages.pipeline] += crossed
+    return tuple(count * tokens * model.hidden * element_bytes for count in messages)

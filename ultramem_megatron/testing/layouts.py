@@ -45,8 +45,8 @@ LAYOUTS: tuple[Layout, ...] = (
     _layout("PP4", 4, "parallelism.pipeline=4"),
     _layout("PP2 x 2 chunks", 2, "parallelism.pipeline=2", "parallelism.virtual_pipeline=2"),
 )
-"""The first is the one that the others are compared with. In the last two a stage has one block of the recipe ``parity``,
-so its spans cross the boundaries between stages."""
+"""The first is the one that the others are compared with. In the last two a stage has one block of the recipe
+``parity``, so its spans cross the boundaries between stages."""
 
 
 @dataclass(frozen=True, slots=True)
