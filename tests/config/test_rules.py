@@ -126,6 +126,7 @@ RULES = [
     (["training.seed=-1"], r"^training\.seed = -1 must lie between 0 and 4294967295$"),
     (["training.seed=4294967296"], r"^training\.seed = 4294967296 must lie between 0 and 4294967295$"),
     (["training.precision=fp8"], r'^training\.precision = fp8 is not one of bf16, fp32; the nearest is "fp32"$'),
+    (["training.recompute=all"], r"^training\.recompute = all is not one of none, selective, full; the nearest is"),
     # optimizer
     (["optimizer.warmup_fraction=1.5"], r"^optimizer\.warmup_fraction = 1\.5 must lie between 0 and 1$"),
     (["optimizer.min_learning_rate_fraction=-0.1"], r"^optimizer\.min_learning_rate_fraction = -0\.1 must lie between"),

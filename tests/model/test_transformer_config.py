@@ -20,6 +20,7 @@ FIXED = {
     "apply_rope_fusion": False,
     "persist_layer_norm": False,
     "cross_entropy_loss_fusion": False,
+    "recompute_granularity": None,
     "deallocate_pipeline_outputs": True,
     "batch_p2p_comm": torch.cuda.is_available(),
 }
@@ -129,6 +130,15 @@ def test_megatron_keeps_what_it_is_given(
     built = transformer_config(make_config(*overrides))
     for name, value in (FIXED | expected).items():
         assert getattr(built, name) == value, name
+
+
+@pytest.mark.parametrize(("recompute", "granularity"), [("none", None), ("selective", "selective"), ("full", None)])
+def test_megatron_recomputes_scores_alone(megatron: ModuleType, recompute: str, granularity: str | None) -> None:
+    from ultramem_megatron.model.transformer_config import transformer_config
+
+    built = transformer_config(make_config(f"training.recompute={recompute}"))
+    assert built.recompute_granularity == granularity
+    assert built.recompute_modules == ["core_attn"]
 
 
 EXPERTS = ("model.experts=4", "model.expert_ffn_hidden=64", "parallelism.tensor=2")

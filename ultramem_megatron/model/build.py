@@ -8,6 +8,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from ultramem_megatron.config.run import RunConfig
+from ultramem_megatron.config.training import Recompute
 from ultramem_megatron.memory.layer import LayerPlace, MemoryLayer
 from ultramem_megatron.memory.token_share import TokenShare
 from ultramem_megatron.memory.variants.composition import table_shape
@@ -26,12 +27,13 @@ from ultramem_megatron.planning.stages import stages_of
 class UltraMemModel(GPTModel):
     """megatron-core's GPT with a memory lane beside its blocks."""
 
-    def __init__(self, lane: MemoryLane, **arguments: Any) -> None:
+    def __init__(self, lane: MemoryLane, *, recompute: bool, **arguments: Any) -> None:
+        """``recompute``: whether blocks keep nothing but their input. ``arguments``: of megatron-core's model."""
         super().__init__(**arguments)
         self.memory = lane
         for layer in self.decoder.layers:
             assert isinstance(layer, LaneTransformerLayer)
-            layer.lane = (lane,)
+            layer.lane, layer.recompute = (lane,), recompute
 
     def set_input_tensor(self, input_tensor: Tensor | list[Tensor | None] | None) -> None:
         """megatron-core's hook before each forward pass: what the stage before has sent, None on the first."""
@@ -68,6 +70,7 @@ def build_chunk(
     stage = stages.of_chunk(groups.pipeline_rank, virtual_stage)
     chunk = UltraMemModel(
         _build_lane(config, plan, groups, stages.blocks_of(stage)),
+        recompute=config.training.recompute is Recompute.FULL,
         config=transformer,
         transformer_layer_spec=block_spec(stages.blocks, model.experts),
         vocab_size=model.padded_vocab_size,

@@ -57,9 +57,13 @@ class MemoryLane(nn.Module):
         hidden_sbD, self._pending = message.chunk(2)
         return hidden_sbD
 
+    def reads(self, block: int) -> bool:
+        """Whether a span reads at block ``block``, counted from 1."""
+        return block in self._reads
+
     def start(self, block: int, normed_sbD: Tensor) -> None:
         """Block ``block`` (counted from 1) has its FFN input: begin the lookup of a span that reads here."""
-        if block in self._reads:
+        if self.reads(block):
             self._pending = self.layers[self._reads[block]](normed_sbD)
 
     def finish(self, block: int, hidden_sbD: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from ultramem_megatron.config.run import RunConfig
-from ultramem_megatron.config.training import Precision
+from ultramem_megatron.config.training import Precision, Recompute
 
 DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP32: torch.float32}
 
@@ -55,6 +55,8 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
         apply_rope_fusion=False,
         persist_layer_norm=False,
         cross_entropy_loss_fusion=False,
+        # scores of attention; whole blocks are recomputed by our own layer (model/layer_spec.py), without lookups
+        recompute_granularity="selective" if config.training.recompute is Recompute.SELECTIVE else None,
         deallocate_pipeline_outputs=True,
         batch_p2p_comm=torch.cuda.is_available() and not _same_neighbour(config),
         **_expert_fields(config),

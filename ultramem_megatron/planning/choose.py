@@ -174,4 +174,7 @@ def _remedies(parts: dict[str, float], *, tables_split: bool) -> str:
         case "dense":
             return "The dense model weighs most: raise parallelism.tensor or pipeline, or lower model.hidden or layers"
         case _:
-            return "Activations weigh most: lower training.micro_batch_size, or raise parallelism.tensor or pipeline"
+            return (
+                "Activations weigh most: lower training.micro_batch_size, set training.recompute=full, or raise "
+                "parallelism.tensor or pipeline"
+            )

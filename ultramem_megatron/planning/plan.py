@@ -23,7 +23,7 @@ _SUMMARY_FIELDS = {
         *("padded_vocab_size", "gated_mlp", "tie_embeddings", "experts", "experts_per_token", "expert_ffn_hidden"),
     ),
     "parallelism": ("tensor", "pipeline", "virtual_pipeline", "sequence", "expert"),
-    "training": ("global_batch_size", "micro_batch_size", "precision"),
+    "training": ("global_batch_size", "micro_batch_size", "precision", "recompute"),
 }
 _MEMORY_FIELDS = (
     *("spans", "keys_per_side", "top_m", "heads", "heads_per_query", "key_dim", "key_layout"),

@@ -15,7 +15,7 @@ NOT_MODELLED = (
     "Skew and repeats. Rows are taken as equally likely: hot rows make some owners of a number-wise table busier than "
     "others. A row that several tokens of a rank pick is counted each time; sent once, number-wise sends less.",
     "Traffic that is the same for every candidate: tensor and pipeline parallel, gradients of the dense model.",
-    "Memory: activations and lookup buffers are estimates (no recomputation, unfused attention); the padding of "
+    "Memory: activations and lookup buffers are estimates (unfused attention); the padding of "
     "Megatron's buffers and the workspace of kernels are not counted.",
 )
 
