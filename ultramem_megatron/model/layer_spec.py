@@ -20,7 +20,8 @@ class LaneTransformerLayer(TransformerLayer):
     only "layer a". A memory layer therefore needs no norm of its own.
 
     With ``recompute`` the backward pass of training runs the block again, but not the lane: the lookup would talk to
-    other ranks twice. It then begins when the block is done; the numbers are the same.
+    other ranks twice. It then begins when the block is done: the numbers are the same, but for the draws of a dropout
+    that block and memory layer share.
     """
 
     lane: tuple[MemoryLane, ...] = ()
