@@ -37,16 +37,6 @@ def test_every_layout_gives_the_same_curve(layout: Layout, twenty_steps: tuple[R
     assert alone.losses[-1] < alone.losses[0]
 
 
-@pytest.mark.slow
-def test_interleaved_pipeline_gives_the_same_curve(twenty_steps: tuple[RunConfig, Curve]) -> None:
-    config, alone = twenty_steps
-    spans = dataclasses.replace(config, memory=dataclasses.replace(config.memory, spans="1:1/3:3"))
-    interleaved = Layout("PP2 x 2 chunks", 2, ("parallelism.pipeline=2", "parallelism.virtual_pipeline=2"))
-    curve = train_layout(spans, interleaved)
-    assert curve.losses == pytest.approx(train_layout(spans, LAYOUTS[0]).losses, rel=RELATIVE)
-    assert curve.losses != alone.losses
-
-
 PRE_VALUES = ("memory.variant=ultramem_v2", "memory.pre_value_dim=16", "memory.key_layout=query_per_rank")
 SUMS = ("memory.variant=pkm", "memory.softmax=true", "memory.initialization=plain")
 

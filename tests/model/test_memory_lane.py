@@ -1,4 +1,4 @@
-"""The lane hands a result from the block where it is read to the block where it is added."""
+"""The lane hands a result from the block where it is read to the block where it is added, over stages too."""
 
 from types import ModuleType
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ultramem_megatron.config.memory import Span
+from ultramem_megatron.config.memory import parse_spans
 
 
 class Times(nn.Module):
@@ -21,42 +21,97 @@ class Times(nn.Module):
         return x * self.factor
 
 
-@pytest.fixture
-def lane(megatron: ModuleType) -> Any:
-    """Spans 1:2 (times 10) and 3:3 (times 100), numbered 4 and 5 in the whole model."""
+def make_lane(spans: str, blocks: range) -> Any:
+    """The lane of a stage: layer i of the whole model multiplies by 10 ** (i + 1)."""
     from ultramem_megatron.model.memory_lane import MemoryLane
 
-    return MemoryLane({4: (Span(1, 2), Times(10.0)), 5: (Span(3, 3), Times(100.0))})  # type: ignore[dict-item]
+    parsed = parse_spans(spans)
+    layers = {i: Times(10.0 ** (i + 1)) for i, span in enumerate(parsed) if span.read in blocks}
+    return MemoryLane(parsed, blocks, layers)  # type: ignore[arg-type]
 
 
-def run_blocks(lane: Any) -> list[float]:
-    """Four blocks that each read their own number and add nothing themselves."""
-    outputs = []
-    for block in range(1, 5):
-        lane.start(block, torch.tensor(float(block)))
-        outputs.append(float(lane.finish(block, torch.tensor(0.0))))
-    return outputs
+def run_stage(lane: Any, blocks: range, received: Tensor) -> tuple[Tensor, list[float]]:
+    """Blocks that each read their own number and add nothing; the message to the next stage, and what was added."""
+    hidden, added = lane.unpack(received), []
+    for block in blocks:
+        lane.start(block, torch.full((1, 1, 1), float(block)))
+        after = lane.finish(block, hidden)
+        added.append(float((after - hidden).sum()))
+        hidden = after
+    return lane.pack(hidden), added
 
 
-def test_results_are_added_where_their_span_ends(lane: Any) -> None:
-    assert run_blocks(lane) == [0.0, 10.0, 300.0, 0.0]
+ZERO = torch.zeros(1, 1, 1)
 
 
-def test_nothing_is_left_between_passes(lane: Any) -> None:
-    run_blocks(lane)
-    assert run_blocks(lane) == [0.0, 10.0, 300.0, 0.0]
-    with pytest.raises(KeyError):
-        lane.finish(2, torch.tensor(0.0))
+def test_results_are_added_where_their_span_ends(megatron: ModuleType) -> None:
+    lane = make_lane("1:2/3:3", range(1, 5))
+    for _ in range(2):  # nothing is left between passes
+        assert run_stage(lane, range(1, 5), ZERO)[1] == [0.0, 10.0, 300.0, 0.0]
+    with pytest.raises(AssertionError):
+        lane.finish(2, ZERO)
 
 
-def test_layers_are_named_by_their_span(lane: Any) -> None:
-    assert [name for name, _ in lane.named_modules() if name.count(".") == 1] == ["layers.4", "layers.5"]
+def test_layers_are_named_by_their_span(megatron: ModuleType) -> None:
+    lane = make_lane("1:2/3:3/5:6", range(3, 7))
+    assert [name for name, _ in lane.named_modules() if name.count(".") == 1] == ["layers.1", "layers.2"]
 
 
 def test_an_empty_lane_changes_nothing(megatron: ModuleType) -> None:
     from ultramem_megatron.model.memory_lane import MemoryLane
 
-    empty, hidden = MemoryLane({}), torch.ones(2)
+    empty, hidden = MemoryLane((), range(1, 2), {}), torch.ones(2)
+    assert empty.unpack(hidden) is hidden
     empty.start(1, hidden)
     assert empty.finish(1, hidden) is hidden
+    assert empty.pack(hidden) is hidden
+    assert empty.unpack(None) is None  # the first stage
     assert empty.sharded_state_dict("memory.") == {}
+
+
+@pytest.mark.parametrize(
+    ("spans", "added", "message_rows"),
+    [
+        ("1:2/3:4", [0, 10, 0, 300, 0, 0], [1, 1]),
+        ("2:3", [0, 0, 20, 0, 0, 0], [2, 1]),
+        ("2:5", [0, 0, 0, 0, 20, 0], [2, 2]),
+        ("1:4/5:6", [0, 0, 0, 10, 0, 500], [2, 1]),
+        ("2:3/4:6", [0, 0, 20, 0, 0, 400], [2, 2]),
+    ],
+)
+def test_only_a_crossed_boundary_carries_a_result(
+    megatron: ModuleType, spans: str, added: list[float], message_rows: list[int]
+) -> None:
+    """Three stages of two blocks."""
+    message, seen, rows = ZERO, [], []
+    for blocks in (range(1, 3), range(3, 5), range(5, 7)):
+        message, of_stage = run_stage(make_lane(spans, blocks), blocks, message)
+        seen += of_stage
+        rows.append(message.shape[0])
+    assert seen == added
+    assert rows == [*message_rows, 1]
+    assert float(message.sum()) == sum(added)
+
+
+def test_gradients_come_back_through_a_message(megatron: ModuleType) -> None:
+    """As the schedule does: each stage has a graph of its own, and the message's data is freed once it is sent."""
+    first, middle, last = (make_lane("1:5", blocks) for blocks in (range(1, 3), range(3, 5), range(5, 7)))
+    x = torch.randn(3, 2, 4, requires_grad=True)
+    first.start(1, x)
+    sent = first.pack(first.finish(2, x * 2))
+    assert sent._base is None and sent.is_contiguous(), "megatron-core frees the data of no view"
+    received = sent.detach().requires_grad_()
+    passed = middle.pack(middle.finish(4, middle.unpack(received) * 3))
+    received_last = passed.detach().requires_grad_()
+    last.finish(5, last.unpack(received_last)).sum().backward()
+    passed.backward(received_last.grad)
+    sent.backward(received.grad)
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, torch.full_like(x, 2 * 3 + 10))
+
+
+def test_a_message_has_one_type(megatron: ModuleType) -> None:
+    lane = make_lane("1:3", range(1, 3))
+    lane.start(1, torch.ones(1, 1, 1))
+    with pytest.raises(AssertionError):
+        lane.pack(torch.ones(1, 1, 1, dtype=torch.bfloat16))

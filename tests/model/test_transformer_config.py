@@ -20,6 +20,7 @@ FIXED = {
     "apply_rope_fusion": False,
     "persist_layer_norm": False,
     "cross_entropy_loss_fusion": False,
+    "recompute_granularity": None,
     "deallocate_pipeline_outputs": True,
     "batch_p2p_comm": torch.cuda.is_available(),
 }
@@ -73,6 +74,7 @@ EXPECTED = [
             "params_dtype": torch.bfloat16,
             "pipeline_dtype": torch.bfloat16,
             "bf16": True,
+            "batch_p2p_comm": False,
         },
         id="split",
     ),
@@ -130,6 +132,15 @@ def test_megatron_keeps_what_it_is_given(
         assert getattr(built, name) == value, name
 
 
+@pytest.mark.parametrize(("recompute", "granularity"), [("none", None), ("selective", "selective"), ("full", None)])
+def test_megatron_recomputes_scores_alone(megatron: ModuleType, recompute: str, granularity: str | None) -> None:
+    from ultramem_megatron.model.transformer_config import transformer_config
+
+    built = transformer_config(make_config(f"training.recompute={recompute}"))
+    assert built.recompute_granularity == granularity
+    assert built.recompute_modules == ["core_attn"]
+
+
 EXPERTS = ("model.experts=4", "model.expert_ffn_hidden=64", "parallelism.tensor=2")
 
 
@@ -138,3 +149,16 @@ def test_a_single_expert_is_weighed_against_all(megatron: ModuleType) -> None:
 
     config = make_config(*EXPERTS, "parallelism.sequence=true", "model.experts_per_token=1")
     assert transformer_config(config).moe_router_pre_softmax is True
+
+
+@pytest.mark.parametrize(("pipeline", "virtual", "batched"), [(2, 1, True), (2, 2, False), (4, 2, True)])
+def test_gpus_batch_messages_but_of_two_ranks_that_are_neighbours_twice(
+    megatron: ModuleType, monkeypatch: pytest.MonkeyPatch, pipeline: int, virtual: int, batched: bool
+) -> None:
+    from ultramem_megatron.model import transformer_config as module
+
+    monkeypatch.setattr(module, "TransformerConfig", lambda **fields: fields)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    overrides = (f"parallelism.pipeline={pipeline}", f"parallelism.virtual_pipeline={virtual}", "model.layers=8")
+    fields: Any = module.transformer_config(make_config(*overrides))
+    assert fields["batch_p2p_comm"] is batched

@@ -287,7 +287,10 @@ def test_a_pin_that_stands_in_the_way_is_named(make_config: MakeConfig, make_clu
             "The experts weigh most: raise parallelism.expert, tensor or pipeline, or lower model.experts",
         ),
         ("model.hidden=8192", "The dense model weighs most: raise parallelism.tensor or pipeline"),
-        ("model.seq_length=65536", "Activations weigh most: lower training.micro_batch_size"),
+        (
+            "model.seq_length=65536",
+            "Activations weigh most: lower training.micro_batch_size, set training.recompute=full, or raise",
+        ),
     ],
 )
 def test_remedies_follow_what_weighs_most(

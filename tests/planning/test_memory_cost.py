@@ -166,6 +166,23 @@ def test_sequence_parallel_keeps_fewer_activations() -> None:
     assert sequence.activations < plain.activations
 
 
+@pytest.mark.parametrize("parallelism", [{}, {"tensor": 2}, {"tensor": 2, "sequence": True}])
+def test_recomputed_activations_by_hand(parallelism: dict[str, object]) -> None:
+    """4 blocks, 4 x 256 tokens, 128 wide, 4 heads, bf16: the scores are 5 * 4 * 256 / 128 of 2 bytes a channel."""
+    tensor, sequence = int(str(parallelism.get("tensor", 1))), "sequence" in parallelism
+    logits = 4 * 256 * 8192 * (2 + 4) / tensor
+    unit = 4 * 256 * 128  # bytes in the paper's terms, which are for 2 bytes an element
+    found = {
+        mode: cost(make_config(training={"recompute": mode}, parallelism=parallelism), REPLICATED, 1).activations
+        for mode in ("none", "selective", "full")
+    }
+    linear = 34 / tensor if sequence else 10 + 24 / tensor
+    scores = 40 / tensor
+    assert found["none"] == 4 * unit * (linear + scores) + logits
+    assert found["selective"] == unit * (4 * linear + scores) + logits
+    assert found["full"] == unit * (4 * (2 / tensor if sequence else 2) + linear + scores) + logits
+
+
 def test_the_optimizer_state_is_split_over_the_copies_in_a_stage() -> None:
     """8 ranks = tensor 2 x data 2 x pipeline 2; groups of 2 leave 2 copies of a shard in a stage of 4."""
     config = make_config(parallelism={"tensor": 2, "pipeline": 2}, memory={"spans": "1:1/2:2"})

@@ -115,3 +115,12 @@ def test_a_dense_model_has_nothing_to_choose(make_config: MakeConfig, make_clust
     assert "no memory layers, so there is no table to split" in text
     assert "Candidates. Bytes" not in text
     assert "dense weights" in text and "table weights" not in text
+
+
+def test_spans_across_stages_are_named_with_their_bytes(make_config: MakeConfig, make_cluster: MakeCluster) -> None:
+    """Two samples of 32 tokens, 64 wide, in fp32: once forward from the one stage, once backward from the other."""
+    crossing = choose_plan(make_config("parallelism.pipeline=2", "memory.spans=2:3"), make_cluster(4))
+    assert crossing.predicted.pending_per_micro_batch == 2 * 32 * 64 * 4
+    assert "stages cost a rank up to 16.0 KiB in each micro-batch" in joined(summary(crossing))
+    inside = choose_plan(make_config("parallelism.pipeline=2"), make_cluster(4))
+    assert "boundary" not in summary(inside)

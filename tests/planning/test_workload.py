@@ -51,6 +51,31 @@ def test_virtual_stages_are_dealt_in_turn() -> None:
     assert workload_of(config, 2).tables_of_stage == (3, 0)
 
 
+PENDING = [
+    # results and gradients that a rank of each stage sends, in hidden states
+    ("1:2/3:4", {"pipeline": 2}, (0, 0)),
+    ("2:3", {"pipeline": 2}, (1, 1)),
+    ("1:2/3:4", {"pipeline": 4}, (1, 1, 1, 1)),
+    ("1:4", {"pipeline": 4}, (1, 2, 2, 1)),
+    ("2:3", {"pipeline": 2, "virtual_pipeline": 2}, (1, 1)),
+    ("1:4", {"pipeline": 2, "virtual_pipeline": 2}, (3, 3)),
+    ("2:3", {"pipeline": 2, "tensor": 2}, (1, 1)),
+    ("2:3", {"pipeline": 2, "tensor": 2, "sequence": True}, (0.5, 0.5)),
+]
+
+
+@pytest.mark.parametrize(("spans", "parallelism", "messages"), PENDING)
+def test_what_spans_across_stages_send(spans: str, parallelism: dict[str, int], messages: tuple[float, ...]) -> None:
+    settings = {
+        "model": {"layers": 4, "hidden": 64, "seq_length": 32},
+        "memory": {"variant": "ultramem", "spans": spans},
+        "parallelism": parallelism,
+        "training": {"global_batch_size": 8, "micro_batch_size": 2, "precision": "bf16"},
+    }
+    workload = workload_of(resolve([("test", settings)]), 4)
+    assert workload.pending_bytes == tuple(count * 2 * 32 * 64 * 2 for count in messages)
+
+
 @pytest.mark.parametrize("expansion", [1, 4])
 def test_pkm_has_one_score_and_may_be_expanded(expansion: int) -> None:
     memory = {"variant": "pkm", "spans": "1:1", "expansion": expansion}

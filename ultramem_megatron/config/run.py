@@ -52,18 +52,11 @@ class RunConfig:
         require_divides("parallelism.pipeline * virtual_pipeline", chunks, "model.layers", self.model.layers)
 
     def _check_spans(self) -> None:
-        blocks = self.model.layers // (self.parallelism.pipeline * self.parallelism.virtual_pipeline)
         for span in self.memory.span_list:
             if span.add > self.model.layers:
                 raise ConfigError(
                     f"memory.spans: span {span} is out of range, the model has model.layers = "
                     f"{self.model.layers} blocks, counted from 1"
-                )
-            if (span.read - 1) // blocks != (span.add - 1) // blocks:
-                raise ConfigError(
-                    f"memory.spans: span {span} crosses a boundary between pipeline stages of {blocks} blocks "
-                    "each; this version keeps a span inside one stage, so move the span or lower "
-                    "parallelism.pipeline"
                 )
 
     def _check_experts(self) -> None:

@@ -17,6 +17,18 @@ class Precision(StrEnum):
     FP32 = "fp32"
 
 
+class Recompute(StrEnum):
+    """What the backward pass computes again instead of having it kept. Lookups of memory layers never are: their
+    collectives would run twice."""
+
+    NONE = "none"
+    """Everything is kept."""
+    SELECTIVE = "selective"
+    """The scores of attention are not (arXiv 2205.05198, section 5)."""
+    FULL = "full"
+    """Of each block only its input is kept."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingConfig:
     """Steps, batch sizes, precision, validation."""
@@ -35,6 +47,9 @@ class TrainingConfig:
 
     precision: Precision = Precision.BF16
     """Type of weights and activations."""
+
+    recompute: Recompute = Recompute.NONE
+    """Less memory for more compute: ``none``, ``selective`` (scores of attention) or ``full`` (whole blocks)."""
 
     eval_interval: int = 100
     """Validate every so many steps, and at the end; 0 for never."""

@@ -5,9 +5,10 @@ from typing import Any
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
 
-from ultramem_megatron.config.memory import Span
 from ultramem_megatron.config.run import RunConfig
+from ultramem_megatron.config.training import Recompute
 from ultramem_megatron.memory.layer import LayerPlace, MemoryLayer
 from ultramem_megatron.memory.token_share import TokenShare
 from ultramem_megatron.memory.variants.composition import table_shape
@@ -20,17 +21,28 @@ from ultramem_megatron.parallel.channel import Channel
 from ultramem_megatron.parallel.groups import Groups
 from ultramem_megatron.parallel.partition.registry import PARTITIONS
 from ultramem_megatron.planning.plan import Plan
+from ultramem_megatron.planning.stages import stages_of
 
 
 class UltraMemModel(GPTModel):
     """megatron-core's GPT with a memory lane beside its blocks."""
 
-    def __init__(self, lane: MemoryLane, **arguments: Any) -> None:
+    def __init__(self, lane: MemoryLane, *, recompute: bool, **arguments: Any) -> None:
+        """``recompute``: whether blocks keep nothing but their input. ``arguments``: of megatron-core's model."""
         super().__init__(**arguments)
         self.memory = lane
         for layer in self.decoder.layers:
             assert isinstance(layer, LaneTransformerLayer)
-            layer.lane = (lane,)
+            layer.lane, layer.recompute = (lane,), recompute
+
+    def set_input_tensor(self, input_tensor: Tensor | list[Tensor | None] | None) -> None:
+        """megatron-core's hook before each forward pass: what the stage before has sent, None on the first."""
+        (message,) = input_tensor if isinstance(input_tensor, list) else [input_tensor]
+        super().set_input_tensor(self.memory.unpack(message))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As GPT's; what goes to the next stage also carries the result of a span that ends there or later."""
+        return self.memory.pack(super().forward(*args, **kwargs))
 
     @property
     def memory_layers(self) -> list[MemoryLayer]:
@@ -54,25 +66,22 @@ def build_chunk(
     config: RunConfig, plan: Plan, groups: Groups, transformer: TransformerConfig, virtual_stage: int
 ) -> UltraMemModel:
     """One chunk of this rank; its weights are not set yet."""
-    model, parallelism = config.model, config.parallelism
-    stages = parallelism.pipeline * parallelism.virtual_pipeline
-    blocks = model.layers // stages
-    # interleaved: chunk v of pipeline rank p is stage v * pipeline + p
-    stage = virtual_stage * parallelism.pipeline + groups.pipeline_rank
-    here = range(stage * blocks + 1, (stage + 1) * blocks + 1)
+    model, stages = config.model, stages_of(config)
+    stage = stages.of_chunk(groups.pipeline_rank, virtual_stage)
     chunk = UltraMemModel(
-        _build_lane(config, plan, groups, here),
+        _build_lane(config, plan, groups, stages.blocks_of(stage)),
+        recompute=config.training.recompute is Recompute.FULL,
         config=transformer,
-        transformer_layer_spec=block_spec(blocks, model.experts),
+        transformer_layer_spec=block_spec(stages.blocks, model.experts),
         vocab_size=model.padded_vocab_size,
         max_sequence_length=model.seq_length,
         pre_process=stage == 0,
-        post_process=stage == stages - 1,
+        post_process=stage == stages.count - 1,
         position_embedding_type="rope",
         rotary_base=model.rope_base,
         share_embeddings_and_output_weights=model.tie_embeddings,
         pg_collection=groups.mcore,
-        vp_stage=virtual_stage if parallelism.virtual_pipeline > 1 else None,
+        vp_stage=virtual_stage if stages.chunks > 1 else None,
     )
     if not config.memory.span_list:
         _send_experts_through_their_buffers(chunk)
@@ -92,11 +101,13 @@ def _send_experts_through_their_buffers(chunk: UltraMemModel) -> None:
 
 
 def _build_lane(config: RunConfig, plan: Plan, groups: Groups, blocks: range) -> MemoryLane:
-    layers: dict[int, tuple[Span, MemoryLayer]] = {}
-    for index, span in enumerate(config.memory.span_list):
-        if span.read in blocks:
-            layers[index] = (span, _build_memory_layer(config, plan, groups, index))
-    return MemoryLane(layers)
+    spans = config.memory.span_list
+    layers = {
+        index: _build_memory_layer(config, plan, groups, index)
+        for index, span in enumerate(spans)
+        if span.read in blocks
+    }
+    return MemoryLane(spans, blocks, layers)
 
 
 def _build_memory_layer(config: RunConfig, plan: Plan, groups: Groups, index: int) -> MemoryLayer:

@@ -1,45 +1,95 @@
 """The memory lane: for a span a:b, a memory layer reads at block a and its result is added after block b.
 
-What lies between is dense compute; the lookup and its collectives may run beside it (``start`` and ``finish``).
+What lies between is dense compute; the lookup and its collectives may run beside it (``start`` and ``finish``). A
+span may end on a later pipeline stage: the message to the next stage then carries the result behind the hidden
+state (``pack`` and ``unpack``).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ultramem_megatron.config.memory import Span
 from ultramem_megatron.memory.layer import MemoryLayer
 
+# Letters: s tokens of a sequence on this rank, b sequences, D hidden width.
+
 
 class MemoryLane(nn.Module):
-    """The memory layers of one model chunk and the results that are under way.
+    """The memory layers of one model chunk, and the result that is under way.
 
-    A result lives from block a to block b of one forward pass, so nothing is left between passes.
+    Spans do not overlap, so there is one at most. It lives from block a to block b, or to the end of the chunk, of one
+    forward pass: nothing is left between passes.
     """
 
-    def __init__(self, layers: dict[int, tuple[Span, MemoryLayer]]) -> None:
-        """``layers``: by the span's number in the whole model, counted from 0."""
+    def __init__(self, spans: Sequence[Span], blocks: range, layers: dict[int, MemoryLayer]) -> None:
+        """Args:
+        spans: Of the whole model.
+        blocks: Of this chunk, counted from 1.
+        layers: The memory layers that read at one of them, by the number of their span, counted from 0.
+        """
         super().__init__()
-        self.layers = nn.ModuleDict({str(index): layer for index, (_, layer) in layers.items()})
-        self._reads = {span.read: str(index) for index, (span, _) in layers.items()}
-        self._adds = {span.add: str(index) for index, (span, _) in layers.items()}
-        self._pending: dict[str, Tensor] = {}
+        self.layers = nn.ModuleDict({str(index): layer for index, layer in layers.items()})
+        self._reads = {spans[index].read: str(index) for index in layers}
+        self._adds = {span.add for span in spans if span.add in blocks}
+        self._receives = any(span.read < blocks.start <= span.add for span in spans)
+        self._sends = any(span.read < blocks.stop <= span.add for span in spans)
+        self._pending: Tensor | None = None
 
     def numbered_layers(self) -> list[tuple[int, MemoryLayer]]:
         """The layers with their span's number in the whole model."""
         return [(int(index), layer) for index, layer in self.layers.items() if isinstance(layer, MemoryLayer)]
 
+    def unpack(self, message: Tensor | None) -> Tensor | None:
+        """Begin a forward pass with what the stage before has sent.
+
+        Args:
+            message: [s, b, D], or [2 s, b, D] where a span crosses the boundary; None on the first stage.
+
+        Returns:
+            The hidden state, [s, b, D].
+        """
+        if not self._receives:
+            return message
+        assert message is not None
+        hidden_sbD, self._pending = message.chunk(2)
+        return hidden_sbD
+
+    def reads(self, block: int) -> bool:
+        """Whether a span reads at block ``block``, counted from 1."""
+        return block in self._reads
+
     def start(self, block: int, normed_sbD: Tensor) -> None:
         """Block ``block`` (counted from 1) has its FFN input: begin the lookup of a span that reads here."""
-        if block in self._reads:
-            index = self._reads[block]
-            self._pending[index] = self.layers[index](normed_sbD)
+        if self.reads(block):
+            self._pending = self.layers[self._reads[block]](normed_sbD)
 
     def finish(self, block: int, hidden_sbD: Tensor) -> Tensor:
         """Block ``block`` is done: add the result of a span that ends here."""
-        if block not in self._adds:
-            return hidden_sbD
-        return hidden_sbD + self._pending.pop(self._adds[block])
+        return hidden_sbD + self._take() if block in self._adds else hidden_sbD
+
+    def pack(self, output: Tensor) -> Tensor:
+        """End a forward pass: what the next stage is sent.
+
+        Args:
+            output: Of the chunk: the hidden state [s, b, D], or on the last stage anything.
+
+        Returns:
+            ``output``, and behind it the result of a span that ends on a later stage. A tensor of its own, not a view:
+            once it is sent, megatron-core frees its data.
+        """
+        if not self._sends:
+            return output
+        pending_sbD = self._take()
+        assert pending_sbD.dtype == output.dtype, "the next stage expects one type"
+        return torch.cat((output, pending_sbD))
+
+    def _take(self) -> Tensor:
+        pending_sbD, self._pending = self._pending, None
+        assert pending_sbD is not None, "no span is under way"
+        return pending_sbD
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None

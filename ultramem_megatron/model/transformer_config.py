@@ -8,7 +8,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from ultramem_megatron.config.run import RunConfig
-from ultramem_megatron.config.training import Precision
+from ultramem_megatron.config.training import Precision, Recompute
 
 DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP32: torch.float32}
 
@@ -55,8 +55,10 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
         apply_rope_fusion=False,
         persist_layer_norm=False,
         cross_entropy_loss_fusion=False,
+        # scores of attention; whole blocks are recomputed by our own layer (model/layer_spec.py), without lookups
+        recompute_granularity="selective" if config.training.recompute is Recompute.SELECTIVE else None,
         deallocate_pipeline_outputs=True,
-        batch_p2p_comm=torch.cuda.is_available(),
+        batch_p2p_comm=torch.cuda.is_available() and not _same_neighbour(config),
         **_expert_fields(config),
     )
 
@@ -80,6 +82,16 @@ def _expert_fields(config: RunConfig) -> dict[str, Any]:
         # alltoall gathers unequal shares over tensor parallel, which gloo cannot
         "moe_token_dispatcher_type": "alltoall" if tensor == 1 or torch.cuda.is_available() else "allgather",
     }
+
+
+def _same_neighbour(config: RunConfig) -> bool:
+    """Whether a rank has one neighbour before and after it, and sends it activations and gradients at once.
+
+    A batch of nccl's messages between two ranks pairs sends with receives by their order alone, and megatron-core
+    puts them into it such that activations would be received as gradients; one by one they have a communicator for
+    each direction.
+    """
+    return config.parallelism.pipeline == 2 and config.parallelism.virtual_pipeline > 1
 
 
 def _leave(weight: Tensor) -> Tensor:

@@ -61,6 +61,7 @@ def choose_plan(config: RunConfig, cluster: ClusterSpec) -> Plan:
             backward_per_micro_batch=tables * chosen.backward_bytes,
             table_sync_per_step=tables * chosen.sync_bytes,
             per_step=chosen.bytes_per_step,
+            pending_per_micro_batch=max(workload.pending_bytes),
         ),
         memory=chosen.memory,
         candidates=tuple(candidates),
@@ -181,4 +182,7 @@ def _remedies(parts: dict[str, float], *, tables_split: bool) -> str:
         case "expert":
             return "The experts weigh most: raise parallelism.expert, tensor or pipeline, or lower model.experts"
         case _:
-            return "Activations weigh most: lower training.micro_batch_size, or raise parallelism.tensor or pipeline"
+            return (
+                "Activations weigh most: lower training.micro_batch_size, set training.recompute=full, or raise "
+                "parallelism.tensor or pipeline"
+            )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 
 from ultramem_megatron.config.memory import MemoryConfig, PartitionName
 from ultramem_megatron.config.run import RunConfig
+from ultramem_megatron.config.training import Recompute
 from ultramem_megatron.planning.comm_cost import (
     BF16_BYTES,
     FP32_BYTES,
@@ -119,7 +120,7 @@ def _stage_memory(
         expert_weights=experts[0],
         expert_gradients=experts[1],
         expert_optimizer=experts[2],
-        activations=in_flight * _block_activations(config, workload) + _logits(config, workload, stage),
+        activations=_activations(config, workload, in_flight) + _logits(config, workload, stage),
         lookup_buffers=in_flight * tables * _layer_buffers(workload.lookup, partition, ranks),
     )
 
@@ -146,19 +147,26 @@ def _expert_parameters(config: RunConfig) -> float:
     return held / (parallelism.expert * parallelism.tensor)
 
 
-def _block_activations(config: RunConfig, workload: Workload) -> float:
-    """Kept from forward to backward for one micro-batch in all blocks of a stage, without recomputation.
+def _activations(config: RunConfig, workload: Workload, in_flight: int) -> float:
+    """Kept from forward to backward in all blocks of a stage, for ``in_flight`` micro-batches, and recomputed.
 
     Per block s b h (10 + 24 / t + 5 a s / (h t)) bytes at two bytes an element, or (10 + 24) / t with sequence
-    parallelism: Korthikanti et al., arXiv 2205.05198, section 4.1 and 4.2. It holds for unfused attention, a 4 h
-    wide MLP and dropout; a fused attention keeps less.
+    parallelism; the last term is that of the scores, which selective recomputation spares; full recomputation keeps
+    2 s b h: Korthikanti et al., arXiv 2205.05198, sections 4 and 5. It holds for unfused attention, a 4 h wide MLP
+    and dropout; a fused attention keeps less.
     """
     model, parallelism = config.model, config.parallelism
     tensor = parallelism.tensor
     linear = 34 / tensor if parallelism.sequence else 10 + 24 / tensor
     scores = 5 * model.heads * model.seq_length / (model.hidden * tensor)
-    block = workload.micro_batch_tokens * model.hidden * (linear + scores) * workload.element_bytes / BF16_BYTES
-    return model.layers // parallelism.pipeline * block
+    # kept by each block, and computed again, which is there for one block at a time
+    kept, again = {
+        Recompute.NONE: (linear + scores, 0),
+        Recompute.SELECTIVE: (linear, scores),
+        Recompute.FULL: (2 / tensor if parallelism.sequence else 2, linear + scores),
+    }[config.training.recompute]
+    units = in_flight * model.layers // parallelism.pipeline * kept + again
+    return workload.micro_batch_tokens * model.hidden * units * workload.element_bytes / BF16_BYTES
 
 
 def _logits(config: RunConfig, workload: Workload, stage: int) -> float:

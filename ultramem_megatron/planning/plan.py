@@ -23,7 +23,7 @@ _SUMMARY_FIELDS = {
         *("padded_vocab_size", "gated_mlp", "tie_embeddings", "experts", "experts_per_token", "expert_ffn_hidden"),
     ),
     "parallelism": ("tensor", "pipeline", "virtual_pipeline", "sequence", "expert"),
-    "training": ("global_batch_size", "micro_batch_size", "precision"),
+    "training": ("global_batch_size", "micro_batch_size", "precision", "recompute"),
 }
 _MEMORY_FIELDS = (
     *("spans", "keys_per_side", "top_m", "heads", "heads_per_query", "key_dim", "key_layout"),
@@ -101,6 +101,11 @@ class PredictedBytes(_Record):
     backward_per_micro_batch: float = 0
     table_sync_per_step: float = 0
     per_step: float = 0
+    """Of these three."""
+
+    pending_per_micro_batch: float = 0
+    """What the rank that sends most of it sends to its neighbours in the pipeline, because spans cross boundaries
+    between stages: results forward, gradients backward. The same for every candidate."""
 
 
 class PaperVerdict(_Record):

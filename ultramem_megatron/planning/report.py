@@ -15,7 +15,7 @@ NOT_MODELLED = (
     "Skew. Rows are taken as equally likely. Hot rows make some owners of a table that is split by rows busier than "
     "others, which is measured as memory/owner_skew; and they repeat more often, which lets number-wise send less.",
     "Traffic that is the same for every candidate: tensor and pipeline parallel, gradients of the dense model.",
-    "Memory: activations and lookup buffers are estimates (no recomputation, unfused attention); the padding of "
+    "Memory: activations and lookup buffers are estimates (unfused attention); the padding of "
     "Megatron's buffers and the workspace of kernels are not counted.",
 )
 
@@ -59,9 +59,19 @@ def _choice(plan: Plan) -> list[str]:
         f"{format_bytes(plan.predicted.forward_per_micro_batch)} forward and "
         f"{format_bytes(plan.predicted.backward_per_micro_batch)} backward in each micro-batch, "
         f"{format_bytes(plan.predicted.table_sync_per_step)} once a step to keep copies of a shard equal.",
+        *_pending(plan),
         _rivals(plan, chosen),
     ]
     return ["\n".join(_paragraph(line) for line in lines)]
+
+
+def _pending(plan: Plan) -> list[str]:
+    count = plan.predicted.pending_per_micro_batch
+    text = (
+        f"Spans that cross a boundary between pipeline stages cost a rank up to {format_bytes(count)} in each "
+        "micro-batch, results forward and gradients backward, in every candidate."
+    )
+    return [text] if count else []
 
 
 def _pre_values(plan: Plan) -> str:

@@ -6,6 +6,7 @@ from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.config.training import Precision
 from ultramem_megatron.planning.comm_cost import BF16_BYTES, FP32_BYTES, LookupShape
 from ultramem_megatron.planning.memory_shape import memory_shape
+from ultramem_megatron.planning.stages import stages_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +29,10 @@ class Workload:
 
     element_bytes: int
     """Bytes of an element of weights and activations."""
+
+    pending_bytes: tuple[int, ...]
+    """What a rank of each pipeline stage sends to its neighbours in one micro-batch, for spans that cross a boundary:
+    the results forward, and their gradients backward."""
 
     lookup: LookupShape
     """One lookup of one rank. The tensor-parallel ranks share the tokens of a micro-batch evenly."""
@@ -56,6 +61,7 @@ def workload_of(config: RunConfig, world_size: int) -> Workload:
         micro_batch_tokens=tokens,
         tables_of_stage=_tables_of_stage(config),
         element_bytes=element_bytes,
+        pending_bytes=_pending_bytes(config, element_bytes),
         lookup=LookupShape(
             tokens=tokens // parallelism.tensor,
             picks=memory.picks,
@@ -70,8 +76,18 @@ def workload_of(config: RunConfig, world_size: int) -> Workload:
 
 
 def _tables_of_stage(config: RunConfig) -> tuple[int, ...]:
-    """Chunks of blocks are dealt to the stages in turn, as Megatron's interleaved schedule does."""
-    pipeline = config.parallelism.pipeline
-    blocks_of_chunk = config.model.layers // (pipeline * config.parallelism.virtual_pipeline)
-    stages = [(span.read - 1) // blocks_of_chunk % pipeline for span in config.memory.span_list]
-    return tuple(stages.count(stage) for stage in range(pipeline))
+    stages = stages_of(config)
+    ranks = [stages.of_block(span.read) % stages.pipeline for span in config.memory.span_list]
+    return tuple(ranks.count(rank) for rank in range(stages.pipeline))
+
+
+def _pending_bytes(config: RunConfig, element_bytes: int) -> tuple[int, ...]:
+    """One hidden state for each crossed boundary: to the rank after it, and its gradient to the rank before."""
+    stages, model, parallelism = stages_of(config), config.model, config.parallelism
+    # without sequence parallelism each tensor-parallel rank sends all tokens, as it does for the hidden state
+    tokens = config.training.micro_batch_size * model.seq_length // (parallelism.tensor if parallelism.sequence else 1)
+    messages = [0] * stages.pipeline
+    for boundary, crossed in enumerate(stages.crossed(config.memory.span_list)):
+        messages[boundary % stages.pipeline] += crossed
+        messages[(boundary + 1) % stages.pipeline] += crossed
+    return tuple(count * tokens * model.hidden * element_bytes for count in messages)

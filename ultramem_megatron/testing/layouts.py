@@ -43,8 +43,11 @@ LAYOUTS: tuple[Layout, ...] = (
         *("parallelism.pipeline=2", "memory.parallel_size=2", "memory.partition=number_wise"),
     ),
     _layout("TP2 x PP2", 4, "parallelism.tensor=2", "parallelism.pipeline=2"),
+    _layout("PP4", 4, "parallelism.pipeline=4"),
+    _layout("PP2 x 2 chunks", 2, "parallelism.pipeline=2", "parallelism.virtual_pipeline=2"),
 )
-"""The first is the one that the others are compared with."""
+"""The first is the one that the others are compared with. In the last two a stage has one block of the recipe
+``parity``, so its spans cross the boundaries between stages."""
 
 
 @dataclass(frozen=True, slots=True)

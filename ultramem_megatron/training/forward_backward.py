@@ -27,6 +27,7 @@ def run_micro_batches(state: TrainState, micro_batches: list[Batch], *, forward_
     # the interleaved schedule reads each chunk's batches from an iterator of its own
     iterators: list[Iterator[Batch]] = [iter(micro_batches) for _ in state.ddp]
     single = len(state.ddp) == 1
+    state.messages.begin(len(micro_batches))
     outputs = get_forward_backward_func()(
         forward_step_func=_forward_step,
         data_iterator=iterators[0] if single else iterators,
@@ -36,6 +37,8 @@ def run_micro_batches(state: TrainState, micro_batches: list[Batch], *, forward_
         micro_batch_size=training.micro_batch_size,
         decoder_seq_length=model.seq_length,
         forward_only=forward_only,
+        p2p_communicator=state.messages,
+        pg_collection=state.groups.mcore,
     )
     return _mean_over_ranks(state, outputs)
 

@@ -10,8 +10,10 @@ from ultramem_megatron.optim.build import build_optimizer, wrap_in_ddp
 from ultramem_megatron.optim.gradients import make_finalizer
 from ultramem_megatron.optim.schedule import RateSchedule
 from ultramem_megatron.parallel.groups import Groups, build_groups
+from ultramem_megatron.parallel.stage_messages import StageMessages
 from ultramem_megatron.planning.plan import Plan
 from ultramem_megatron.planning.rank_grid import build_rank_grid
+from ultramem_megatron.planning.stages import stages_of
 from ultramem_megatron.training.state import TrainState
 
 
@@ -46,8 +48,20 @@ def build_train_state(config: RunConfig, plan: Plan, groups: Groups) -> TrainSta
         groups=groups,
         chunks=chunks,
         ddp=ddp,
+        messages=_build_messages(config, groups, transformer),
         optimizer=optimizer,
         schedule=RateSchedule(optimizer, config.optimizer, config.training.steps),
+    )
+
+
+def _build_messages(config: RunConfig, groups: Groups, transformer: TransformerConfig) -> StageMessages:
+    stages, share = stages_of(config), config.parallelism.tensor if config.parallelism.sequence else 1
+    return StageMessages(
+        groups.mcore.pp,
+        transformer,
+        stages=stages,
+        crossed=stages.crossed(config.memory.span_list),
+        hidden_shape=(config.model.seq_length // share, config.training.micro_batch_size, config.model.hidden),
     )
 
 

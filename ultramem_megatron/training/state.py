@@ -12,6 +12,7 @@ from ultramem_megatron.data.token_source import TokenSource
 from ultramem_megatron.model.build import UltraMemModel
 from ultramem_megatron.optim.schedule import RateSchedule
 from ultramem_megatron.parallel.groups import Groups
+from ultramem_megatron.parallel.stage_messages import StageMessages
 from ultramem_megatron.planning.plan import Plan
 
 
@@ -26,6 +27,8 @@ class TrainState:
     """This rank's model chunks."""
     ddp: list[DistributedDataParallel]
     """The same, wrapped."""
+    messages: StageMessages
+    """To the neighbours in the pipeline."""
     optimizer: ChainedOptimizer
     schedule: RateSchedule
     step: int = 0
