@@ -55,7 +55,7 @@ BEFORE_ANY_PROCESS = [
     (["memory.topm=4"], r'^ConfigError: memory\.topm=4: unknown key "memory\.topm"; the nearest .* "memory\.top_m"$'),
     (["memory.keys_per_side=0"], r"^ConfigError: memory\.keys_per_side = 0 must be greater than 0; set a positive"),
     (["memory.keys_per_side=-4"], r"^ConfigError: memory\.keys_per_side = -4 must be greater than 0"),
-    (["memory.top_m=17"], r"^ConfigError: memory\.top_m = 17 exceeds memory\.keys_per_side = 16, .* lower top_m"),
+    (["memory.top_m=33"], r"^ConfigError: memory\.top_m = 33 exceeds the 32 row keys of a head .* lower top_m"),
     (["memory.expansion=6"], r"^ConfigError: memory\.expansion = 6 is not a square, .* squares are 4 and 9$"),
     (["memory.spans=1:3"], r"^ConfigError: memory\.spans: span 1:3 is out of range, .* model\.layers = 2 blocks"),
     (["memory.spans=2:1"], r'^ConfigError: memory\.spans = "2:1": span 2:1 is out of range or runs backwards'),
