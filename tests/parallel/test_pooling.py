@@ -1,6 +1,7 @@
 """Reading rows, pooling and multiplying them, on one process, against cases by hand and the oracle."""
 
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -52,6 +53,18 @@ def test_main_grad_accumulates_in_place(dtype: torch.dtype) -> None:
         assert table.grad is not None and table.grad.untyped_storage().size() == 0
         assert table.grad.shape == table.shape and table.grad.dtype is dtype
         table.grad = None
+
+
+def test_rows_from_elsewhere_are_not_kept() -> None:
+    table = torch.randn(N, V, requires_grad=True)
+    came = table * 2
+    still_there = weakref.ref(came)
+    read = read_rows(came, torch.tensor([1, 3, 1]))
+    del came
+    assert still_there() is None
+    read.sum().backward()
+    assert table.grad is not None
+    assert table.grad[:, 0].tolist() == [0, 4, 0, 2, 0, 0, 0, 0, 0]
 
 
 def test_a_table_without_gradient_is_read() -> None:

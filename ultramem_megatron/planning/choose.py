@@ -7,13 +7,13 @@ from ultramem_megatron.config.memory import PartitionName
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.errors import PlanError
 from ultramem_megatron.planning.cluster import ClusterSpec
-from ultramem_megatron.planning.comm_cost import (
+from ultramem_megatron.planning.enumerate import enumerate_candidates, pin_reason
+from ultramem_megatron.planning.memory_cost import rank_memory
+from ultramem_megatron.planning.paper_cost import (
     paper_break_even_value_dim,
     paper_dimension_wise_bytes,
     paper_number_wise_bytes,
 )
-from ultramem_megatron.planning.enumerate import enumerate_candidates, pin_reason
-from ultramem_megatron.planning.memory_cost import rank_memory
 from ultramem_megatron.planning.plan import (
     Candidate,
     PaperVerdict,

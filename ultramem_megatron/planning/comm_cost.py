@@ -1,7 +1,7 @@
 """Bytes on the wire: payload that one rank sends to *other* ranks.
 
-Two accounts. ``paper_*`` are the formulas of the UltraMem paper (arXiv 2411.12364, section 4), forward only and
-without IVE and MCS. The others count what this project's partitions send, forward and backward, to the byte.
+What this project's partitions send, forward and backward, to the byte. The formulas of the UltraMem paper, which are
+coarser, are in ``paper_cost.py``.
 
 Letters: T tokens of this rank in one micro-batch, K rows a token, P ranks of the ``mem`` group, Dv width of a row,
 Dp width of a pre-value (UltraMemV2), E pooled vectors, h cores, b bytes of an element, N rows of the table, M copies of
@@ -291,33 +291,6 @@ def table_sync_bytes(*, shard_elements: int, replicas: int, element_bytes: int) 
         gradient_bytes=FP32_BYTES * shard_elements * (replicas - 1) / replicas,
         weight_bytes=element_bytes * shard_elements * (replicas - 1) / replicas,
     )
-
-
-def paper_number_wise_bytes(tokens: int, picks: int, value_dim: int, ranks: int) -> float:
-    """Forward volume of the paper, number-wise: (4 + 2 Dv) T K (P - 1) / P. UltraMem paper, section 4."""
-    return (INT32_BYTES + BF16_BYTES * value_dim) * tokens * picks * (ranks - 1) / ranks
-
-
-def paper_dimension_wise_bytes(
-    tokens: int, picks: int, value_dim: int, ranks: int, expansion: int = 1, cores: int = 1
-) -> float:
-    """Forward volume of the paper, dimension-wise: (4 + 2) T K (P - 1) + 2 T Dv (P - 1) / P.
-
-    UltraMem paper, section 4; it leaves out ``expansion`` and ``cores``, which multiply the pooled vectors and the
-    scores. At their defaults this is the paper's formula.
-    """
-    gathered = (INT32_BYTES + BF16_BYTES * cores) * tokens * picks * (ranks - 1)
-    return gathered + BF16_BYTES * tokens * expansion * value_dim * (ranks - 1) / ranks
-
-
-def paper_break_even_value_dim(picks: int, ranks: int, expansion: int = 1, cores: int = 1) -> float:
-    """Row width above which dimension-wise sends less by the paper's formulas (its Figure 9).
-
-    The volumes are equal at K ((2 + h) P - 2) / (K - E). Infinite when K <= E: number-wise always sends less.
-    """
-    if picks <= expansion:
-        return math.inf
-    return picks * ((2 + cores) * ranks - 2) / (picks - expansion)
 
 
 def _prefixed(parts: Mapping[str, float]) -> dict[str, float]:

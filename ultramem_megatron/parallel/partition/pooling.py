@@ -36,7 +36,8 @@ class _ReadRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, shard_nv: Tensor, rows: Tensor) -> Tensor:
         ctx.save_for_backward(rows)
-        ctx.shard = shard_nv
+        # a parameter for its main_grad; of rows that came from elsewhere only the shape, so that they can go
+        ctx.shard = shard_nv if shard_nv.is_leaf else shard_nv.new_empty(()).expand(shard_nv.shape)
         return take_rows(shard_nv, rows)
 
     @staticmethod
