@@ -1,0 +1,48 @@
+"""tools/kill_and_resume: killed runs end with the same bits, and a difference would be noticed."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ultramem_megatron.testing.kills import Ending, difference
+
+TOOL = Path(__file__).parents[2] / "tools" / "kill_and_resume"
+ENDING = Ending([(1.0, 6.25, 0.5, 1e-3), (2.0, 6.125, 0.5, 1e-3)], {"table": "00", "norm": "01"})
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="two ranks of the CPU backend, /proc")
+def test_two_kills_one_of_them_during_a_save(tmp_path: Path) -> None:
+    sizes = ["--kills", "2", "--steps", "8", "--interval", "2"]
+    command = [sys.executable, str(TOOL), *sizes, "--json", str(tmp_path / "result.json"), "--folder", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("2 of 2 are the same to the bit\n")
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert [run["moment"] for run in result["runs"]] == ["step", "save"]
+    assert [run["difference"] for run in result["runs"]] == ["", ""]
+    assert all(run["resumed_from"] <= run["after_step"] < 8 for run in result["runs"])
+    logs = [log.read_text() for log in tmp_path.glob("killed-*.log")]
+    assert sum("resumed from" in log for log in logs) == sum(run["resumed_from"] > 0 for run in result["runs"])
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (ENDING, ""),
+        (replace(ENDING, curve=[ENDING.curve[0], (2.0, 6.125000001, 0.5, 1e-3)]), "step 2: "),
+        (replace(ENDING, curve=ENDING.curve[:1]), "2 steps reported instead of 1"),
+        (replace(ENDING, digests={"table": "00", "norm": "02"}), "1 tensors differ, the first is norm"),
+        (replace(ENDING, digests={"table": "00"}), "1 tensors differ, the first is norm"),
+    ],
+)
+def test_every_number_is_compared(other: Ending, said: str) -> None:
+    found = difference(ENDING, other)
+    assert found.startswith(said)
+    assert bool(found) == bool(said)
