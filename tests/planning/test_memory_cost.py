@@ -95,7 +95,10 @@ def test_buffers_of_products_at_the_owners_by_hand() -> None:
 def test_pooling_at_the_owners_keeps_no_rows() -> None:
     config = make_config()
     pooled, rows = (cost(config, p, 2).lookup_buffers for p in (PartitionName.NUMBER_WISE_POOLED, NUMBER_WISE))
-    assert rows - pooled == 2 * 1024 * 32 * (64 * 2 + 1 - 24), "a row of 64 and a block, less three place numbers"
+    kept = 64 * 4 + 4 * 2 * 4 + 1 - 24
+    assert rows - pooled == 2 * 1024 * 32 * kept, (
+        "a row of 64 and weights of 4 x 2, in fp32, a block; less three places"
+    )
 
 
 def product_buffers(partition: PartitionName, ranks: int) -> float:

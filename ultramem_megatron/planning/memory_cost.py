@@ -180,17 +180,17 @@ def _logits(config: RunConfig, workload: Workload, stage: int) -> float:
 def _layer_buffers(shape: LookupShape, partition: PartitionName, ranks: int) -> float:
     """Kept from forward to backward for one layer."""
     products = _product_buffers(shape, partition, ranks) if shape.pre_value_dim else 0
-    return _lookup_buffers(shape, partition, ranks) + products
+    return lookup_buffers(shape, partition, ranks) + products
 
 
-def _lookup_buffers(shape: LookupShape, partition: PartitionName, ranks: int) -> float:
-    """Of the lookup: picks and scores, pooled vectors, received rows."""
+def lookup_buffers(shape: LookupShape, partition: PartitionName, ranks: int) -> float:
+    """Bytes that one lookup keeps for its backward pass: picks and scores, picked rows, pooled vectors."""
     picks = shape.tokens * shape.picks
     pick_bytes = INT32_BYTES + UINT8_BYTES + shape.cores * shape.element_bytes
     pooled = shape.tokens * shape.expansion * shape.value_dim * shape.element_bytes
     match partition:
         case PartitionName.NUMBER_WISE:
-            return picks * (pick_bytes + shape.value_dim * shape.element_bytes) + pooled
+            return picks * pick_bytes + _pooling(shape, 1) + pooled
         case PartitionName.NUMBER_WISE_POOLED:
             # the picks of others, as many as its own, each with its group; the order of its own, and where sums belong
             return picks * (INT32_BYTES + 2 * INT64_BYTES + shape.cores * shape.element_bytes + INT64_BYTES) + pooled
@@ -198,11 +198,22 @@ def _lookup_buffers(shape: LookupShape, partition: PartitionName, ranks: int) ->
             # every rank pools the tokens of all, a P-th of the columns each: as much as its own tokens in full width;
             # gathered scores are fp32
             gathered_bytes = INT32_BYTES + UINT8_BYTES + shape.cores * FP32_BYTES
-            return picks * ranks * gathered_bytes + 2 * pooled
+            return picks * ranks * gathered_bytes + _pooling(shape, ranks) + 2 * pooled
         case PartitionName.REPLICATED:
-            return picks * pick_bytes + pooled
+            return picks * pick_bytes + _pooling(shape, 1) + pooled
         case PartitionName.AUTO:
             raise AssertionError("a plan names a partition; auto is for the config")
+
+
+def _pooling(shape: LookupShape, ranks: int) -> float:
+    """Of the sum over picks, as plain PyTorch keeps it: the picked rows and the weights of each block, in fp32.
+
+    Dimension-wise each rank has the tokens of all and a P-th of the columns: as many elements of rows, and weights for
+    the cores that its columns belong to.
+    """
+    picks = shape.tokens * shape.picks
+    weights = picks * ranks * shape.expansion * -(-shape.cores // ranks)
+    return FP32_BYTES * (picks * shape.value_dim + weights)
 
 
 def _product_buffers(shape: LookupShape, partition: PartitionName, ranks: int) -> float:

@@ -1,0 +1,61 @@
+"""What a lookup keeps for its backward pass, against what the planner counts."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ultramem_megatron.config.memory import PartitionName
+from ultramem_megatron.planning.comm_cost import LookupShape
+from ultramem_megatron.planning.memory_cost import lookup_buffers
+from ultramem_megatron.testing.distributed import run_distributed
+
+TOKENS, PICKS, ROWS, WIDTH, BLOCKS, CORES = 64, 32, 500, 96, 4, 2
+
+
+def kept_bytes(name: PartitionName, dtype: torch.dtype) -> int:
+    """Bytes of the storages that autograd holds, each once, beside the table."""
+    from ultramem_megatron.parallel.channel import Channel
+    from ultramem_megatron.parallel.partition.base import Picks, TableShape
+    from ultramem_megatron.parallel.partition.registry import PARTITIONS
+
+    world = dist.group.WORLD
+    assert world is not None
+    table = TableShape(num_rows=ROWS, value_dim=WIDTH, blocks=BLOCKS, cores=CORES)
+    partition = PARTITIONS[name](table, Channel(world))
+    shard = torch.randn(partition.shard(dist.get_rank()).shape, dtype=dtype).requires_grad_()
+    picks = Picks(
+        torch.randint(ROWS, (TOKENS, PICKS), dtype=torch.int32),
+        torch.randint(BLOCKS, (TOKENS, PICKS), dtype=torch.uint8),
+        torch.randn(CORES, TOKENS, PICKS, dtype=dtype).requires_grad_(),
+    )
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        pooled = partition(shard, picks, [TOKENS] * dist.get_world_size())
+    storages = (tensor.untyped_storage() for tensor in (*kept.values(), pooled))
+    return sum(storage.nbytes() for storage in storages if storage.data_ptr() != shard.data_ptr())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("partition", "ranks"),
+    [(PartitionName.REPLICATED, 1), (PartitionName.NUMBER_WISE, 2), (PartitionName.DIMENSION_WISE, 2)],
+)
+def test_a_lookup_keeps_what_the_planner_counts(partition: PartitionName, ranks: int, dtype: torch.dtype) -> None:
+    shape = LookupShape(
+        tokens=TOKENS,
+        picks=PICKS,
+        num_rows=ROWS,
+        value_dim=WIDTH,
+        element_bytes=dtype.itemsize,
+        expansion=BLOCKS,
+        cores=CORES,
+    )
+    counted = lookup_buffers(shape, partition, ranks)
+    for kept in run_distributed(ranks, kept_bytes, partition, dtype):
+        assert 0.8 < kept / counted < 1.25
