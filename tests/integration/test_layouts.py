@@ -5,10 +5,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 from ultramem_launch.configs import load_config
 from ultramem_megatron.config.run import RunConfig
-from ultramem_megatron.testing.layouts import LAYOUTS, Curve, Layout, train_layout, with_overrides
+from ultramem_megatron.testing.layouts import LAYOUTS, Curve, Layout, draw_layout, train_layout, with_overrides
 
 RELATIVE = 1e-5
 SAVE_AFTER, STEPS = 6, 12
@@ -96,6 +98,35 @@ def test_a_checkpoint_goes_on_under_another_layout(layout: Layout, saved_number_
     assert len(curve.losses) == STEPS - SAVE_AFTER
     assert curve.losses == pytest.approx(undisturbed.losses[SAVE_AFTER:], rel=RELATIVE)
     assert curve.gradient_norms == pytest.approx(undisturbed.gradient_norms[SAVE_AFTER:], rel=RELATIVE)
+
+
+@pytest.fixture(scope="module")
+def six_steps(megatron: ModuleType) -> tuple[RunConfig, Curve]:
+    """A config whose batches any layout can share out, and its curve on one process."""
+    config = small_config(global_batch_size=12, micro_batch_size=1, stop_after=6)
+    return config, train_layout(config, LAYOUTS[0])
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> Layout:
+    return draw_layout(lambda options: draw(st.sampled_from(options)), small_config().memory.value_dim)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@settings(max_examples=6, derandomize=True, deadline=None, phases=[Phase.generate])
+@given(saved=layouts(), loaded=layouts())
+def test_any_layout_goes_on_from_any_other(
+    six_steps: tuple[RunConfig, Curve], tmp_path_factory: pytest.TempPathFactory, saved: Layout, loaded: Layout
+) -> None:
+    config, undisturbed = six_steps
+    folder = tmp_path_factory.mktemp("pair")
+    train_layout(with_stop(config, 3), saved, save=folder)
+    curve = train_layout(config, loaded, load=folder)
+    print(f"{saved.name} -> {loaded.name}")  # shown when the test fails
+    assert len(curve.losses) == 3
+    assert curve.losses == pytest.approx(undisturbed.losses[3:], rel=RELATIVE)
+    assert curve.gradient_norms == pytest.approx(undisturbed.gradient_norms[3:], rel=RELATIVE)
 
 
 @pytest.mark.slow

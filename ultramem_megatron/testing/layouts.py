@@ -1,8 +1,10 @@
 """One config under many layouts: the same curve from each. Used by tests and by ``tools/compare_layouts``."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -48,6 +50,40 @@ LAYOUTS: tuple[Layout, ...] = (
 )
 """The first is the one that the others are compared with. In the last two a stage has one block of the recipe
 ``parity``, so its spans cross the boundaries between stages."""
+
+
+MOST_PROCESSES = 4
+DATA_PARALLEL = (1, 2, 3, 4)
+
+Option = TypeVar("Option")
+
+
+class Choose(Protocol):
+    """Picks one of several: ``random.Random(...).choice``, or hypothesis."""
+
+    def __call__(self, options: Sequence[Option]) -> Option: ...
+
+
+def draw_layout(choose: Choose, value_dim: int) -> Layout:
+    """Any layout of a model with whole spans on two pipeline stages: partition, P, TP, PP and DP.
+
+    Args:
+        choose: Decides.
+        value_dim: Width of a table's row, which a dimension-wise split must divide.
+    """
+    tensor, pipeline = choose((1, 2)), choose((1, 2))
+    data = choose([size for size in DATA_PARALLEL if size * tensor * pipeline <= MOST_PROCESSES])
+    stage = tensor * data
+    memory = choose([size for size in range(1, stage + 1) if stage % size == 0])
+    dimension_wise = ("dimension_wise",) if value_dim % memory == 0 else ()
+    partition = choose(("number_wise", *dimension_wise)) if memory > 1 else "replicated"
+    settings = [f"parallelism.tensor={tensor}", f"parallelism.pipeline={pipeline}", f"memory.parallel_size={memory}"]
+    if memory > 1:
+        settings.append(f"memory.partition={partition}")
+    if tensor > 1 and choose((False, True)):
+        settings.append("parallelism.sequence=true")
+    name = f"TP{tensor} PP{pipeline} DP{data} {partition} {memory}"
+    return Layout(name, tensor * pipeline * data, tuple(settings))
 
 
 @dataclass(frozen=True, slots=True)
