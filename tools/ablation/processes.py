@@ -205,15 +205,16 @@ def _last_words(run: Run) -> str:
 
 @contextlib.contextmanager
 def _signals_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP act as Ctrl-C does, unless they are ignored (nohup)."""
+    """SIGTERM and SIGHUP act as Ctrl-C does, unless they are ignored (nohup). SIGINT does so even if it is ignored: a
+    shell script lets its background jobs ignore it, and then nothing but SIGKILL would be left."""
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         for number, handler in before.items():
-            if handler is not signal.SIG_IGN:
+            if number == signal.SIGINT or handler is not signal.SIG_IGN:
                 signal.signal(number, interrupt)
         yield
     finally:
