@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from ultramem_megatron.memory.auxiliary_loss import attach_loss, core_penalty
 from ultramem_megatron.memory.initial_rules import InitialRule
 from ultramem_megatron.memory.pre_values import PreValues
-from ultramem_megatron.memory.precision import widened
 from ultramem_megatron.memory.token_share import TokenShare
 from ultramem_megatron.memory.tucker import TuckerRetrieval
 from ultramem_megatron.memory.value_table import ValueTable
 from ultramem_megatron.parallel.partition.base import Picks
+from ultramem_megatron.parallel.precision import widened
 
 # Letters: s tokens of a sequence on this rank, b sequences, D hidden width, T tokens, K picks, E blocks, V value dim.
 

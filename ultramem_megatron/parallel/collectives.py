@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ultramem_megatron.parallel.channel import Channel
+from ultramem_megatron.parallel.precision import widened
 
 # Letters: P ranks of the group, T tokens on this rank, G tokens in the group, n_p tokens of rank p.
 
@@ -98,7 +99,7 @@ class _AllGatherTokens(torch.autograd.Function):
     def forward(ctx, x: Tensor, tokens: list[int], channel: Channel) -> Tensor:
         ctx.tokens, ctx.channel, ctx.dtype = tokens, channel, x.dtype
         out = _gather(x, tokens, channel, backward=False)
-        return _widened(out) if out.is_floating_point() else out
+        return widened(out) if out.is_floating_point() else out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
@@ -130,7 +131,7 @@ def _gather(x: Tensor, tokens: list[int], channel: Channel, *, backward: bool) -
 
 def _reduce_scatter(x: Tensor, tokens: list[int], channel: Channel, *, backward: bool) -> Tensor:
     """In fp32, whatever the type of ``x``; fp64 stays."""
-    x = _widened(x).contiguous()
+    x = widened(x).contiguous()
     mine = tokens[channel.rank]
     channel.count(x.numel() - x[:mine].numel(), x, backward=backward)
     if len(set(tokens)) == 1:
@@ -140,7 +141,3 @@ def _reduce_scatter(x: Tensor, tokens: list[int], channel: Channel, *, backward:
     parts = x.new_empty((channel.size * mine, *x.shape[1:]))
     dist.all_to_all_single(parts, x, [mine] * channel.size, tokens, group=channel.group)
     return parts.view(channel.size, mine, *x.shape[1:]).sum(dim=0)
-
-
-def _widened(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

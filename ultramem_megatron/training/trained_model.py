@@ -63,10 +63,8 @@ class TrainedModel:
     def score(self, texts: Sequence[tuple[str, str]], progress: Progress = silent) -> list[Score]:
         """Log-likelihood of each continuation after its prompt, at the start of a document.
 
-        Prompt and continuation are encoded as one text. What is scored begins at the first token that differs from
-        the tokens of the prompt alone: a token that reaches over the border belongs to the continuation. Of a text
-        beyond ``model.seq_length`` the beginning is cut off. Probabilities are over all entries of the output
-        layer, as in the training loss.
+        Which tokens count, ``make_rows`` says. Probabilities are over all entries of the output layer, as in the
+        training loss.
 
         Args:
             texts: (prompt, continuation); a continuation has at least one character.

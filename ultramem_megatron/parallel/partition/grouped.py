@@ -13,9 +13,8 @@ from ultramem_megatron.parallel.partition.rows import (
     handed_over,
     parts,
     take_rows,
-    wide_type,
-    widened,
 )
+from ultramem_megatron.parallel.precision import wide_type, widened
 
 # Letters: n, V rows and columns of the table; A picks, G groups of them, h score cores.
 

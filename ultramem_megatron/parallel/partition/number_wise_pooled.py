@@ -17,7 +17,7 @@ from ultramem_megatron.parallel.partition.base import Picks, Shard, ValuePartiti
 from ultramem_megatron.parallel.partition.by_owner import PicksByOwner, read_marks, sort_by_owner
 from ultramem_megatron.parallel.partition.grouped import multiply_groups, pool_groups
 from ultramem_megatron.parallel.partition.pooling import read_rows
-from ultramem_megatron.parallel.partition.rows import widened
+from ultramem_megatron.parallel.precision import widened
 
 # Letters: P ranks of the group, T tokens of this rank, K picks per token, R = T * K, E blocks, h score cores,
 #          V value dimension; U groups of this rank's picks, A picks that came here and G groups of them.

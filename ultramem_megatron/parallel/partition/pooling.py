@@ -9,9 +9,8 @@ from ultramem_megatron.parallel.partition.rows import (
     handed_over,
     parts,
     take_rows,
-    wide_type,
-    widened,
 )
+from ultramem_megatron.parallel.precision import wide_type, widened
 
 # Letters: n, v this rank's rows and columns; T tokens, K picks per token, E blocks, h cores, V value dimension.
 

@@ -1,7 +1,9 @@
-"""Rows of a table for those who read them: fetched, widened, and where their gradients go."""
+"""Rows of a table for those who read them: fetched, and where their gradients go."""
 
 import torch
 from torch import Tensor
+
+from ultramem_megatron.parallel.precision import wide_type
 
 # Letters: n, v this rank's rows and columns; T tokens, K picks per token.
 
@@ -18,16 +20,6 @@ def parts(rows: Tensor, width: int) -> list[slice]:
     """
     size = max(1, PART_ELEMENTS // max(1, rows[:1].numel() * width))
     return [slice(start, start + size) for start in range(0, rows.shape[0], size)]
-
-
-def wide_type(x: Tensor) -> torch.dtype:
-    """The type to sum in: fp32, so that sums do not round to bf16; fp64 stays, for gradient checks."""
-    return torch.promote_types(x.dtype, torch.float32)
-
-
-def widened(x: Tensor) -> Tensor:
-    """In the type to sum in."""
-    return x.to(wide_type(x))
 
 
 def take_rows(table_nv: Tensor, rows: Tensor) -> Tensor:
