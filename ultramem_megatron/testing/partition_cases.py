@@ -5,7 +5,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ class Case(ABC):
     tokens: list[int]
     table_NV: Tensor
     rows_GK: Tensor
+    node_size: int = field(kw_only=True)
+    """Ranks of a node, for a grid."""
 
     def of_rank(self, whole: Tensor, rank: int) -> Tensor:
         """The tokens of ``rank``."""
@@ -137,6 +139,11 @@ class Products(Case):
 MakeCase = Callable[..., Case]
 
 
+def usual_node_size(ranks: int) -> int:
+    """Half of the ranks, where they are even: two nodes; else each is a node of its own."""
+    return 1 if ranks % 2 else ranks // 2
+
+
 def make_lookup(
     shape: TableShape, tokens: list[int], dtype: torch.dtype, candidates: Tensor, picks: int = NUM_PICKS
 ) -> Lookup:
@@ -150,6 +157,7 @@ def make_lookup(
         blocks_GK=torch.randint(shape.blocks, (total, picks)),
         scores_GhK=torch.randn(total, shape.cores, picks).to(dtype),
         cotangent_GEV=torch.randn(total, shape.blocks, shape.value_dim).to(dtype),
+        node_size=usual_node_size(len(tokens)),
     )
 
 
@@ -165,6 +173,7 @@ def make_products(
         rows_GK=candidates[torch.randint(len(candidates), (total, picks))],
         vectors_GV=torch.randn(total, shape.value_dim).to(dtype),
         cotangent_GK=torch.randn(total, picks),
+        node_size=usual_node_size(len(tokens)),
     )
 
 
