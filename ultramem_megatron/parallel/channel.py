@@ -1,6 +1,6 @@
 """A process group with a meter: what a partition talks through."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch.distributed as dist
 from torch import Tensor
@@ -45,12 +45,12 @@ class Channel:
     @property
     def inside(self) -> "Channel":
         """To the ranks of this node, with the same meter."""
-        return Channel(self._nodes.inside, self.traffic)
+        return replace(self, group=self._nodes.inside, nodes=None)
 
     @property
     def across(self) -> "Channel":
         """To the ranks of equal place in their nodes, with the same meter."""
-        return Channel(self._nodes.across, self.traffic)
+        return replace(self, group=self._nodes.across, nodes=None)
 
     @property
     def _nodes(self) -> NodeGroups:
