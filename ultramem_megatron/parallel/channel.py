@@ -15,8 +15,8 @@ class Traffic:
     backward_bytes: int = 0
     """Payload of the backward pass."""
     served_requests: int = 0
-    """Requests that this rank answered as the owner of rows, its own included. Only where rows have one owner each:
-    elsewhere the load is even by construction."""
+    """Requests that this rank answered as the owner of rows, its own included. Only where rows have one owner each, or
+    one node: elsewhere the load is even by construction."""
 
     def reset(self) -> None:
         """Start counting anew."""
