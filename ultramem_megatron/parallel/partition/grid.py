@@ -11,8 +11,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ultramem_megatron.parallel.channel import Channel
-from ultramem_megatron.parallel.partition.base import Picks, Shard, TableShape, ValuePartition
+from ultramem_megatron.parallel.partition.base import Picks, Shard, ValuePartition
 from ultramem_megatron.parallel.partition.dimension_wise import DimensionWise, GatheredPicks, GatheredVectors
 from ultramem_megatron.parallel.partition.number_wise import NumberWise, RowRequests
 
@@ -23,10 +22,15 @@ from ultramem_megatron.parallel.partition.number_wise import NumberWise, RowRequ
 class Grid(ValuePartition):
     """Columns split inside a node, whose L ranks must divide the value dimension; rows split between nodes."""
 
-    def __init__(self, table: TableShape, channel: Channel) -> None:
-        super().__init__(table, channel)
-        self.columns = DimensionWise(table, channel.inside)
-        self.rows = NumberWise(table, channel.across)
+    @property
+    def columns(self) -> DimensionWise:
+        """The table over the ranks of this node."""
+        return DimensionWise(self.table, self.channel.inside)
+
+    @property
+    def rows(self) -> NumberWise:
+        """The table over the ranks of this place in all nodes."""
+        return NumberWise(self.table, self.channel.across)
 
     def shard(self, rank: int) -> Shard:
         node, place = divmod(rank, self.columns.channel.size)
