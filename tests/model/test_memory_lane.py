@@ -17,7 +17,9 @@ class Times(nn.Module):
         super().__init__()
         self.factor = factor
 
-    def forward(self, x: Tensor) -> Tensor:
+    waits = 0
+
+    async def look_up(self, x: Tensor) -> Tensor:
         return x * self.factor
 
 

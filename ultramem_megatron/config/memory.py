@@ -196,6 +196,9 @@ class MemoryConfig:
     parallel_size: str = "auto"
     """Ranks that share one copy of each table [P]: a number, or ``auto``."""
 
+    overlap: bool = True
+    """Lookups run beside the dense blocks of their span. The results are the same to the bit; only waiting differs."""
+
     def __post_init__(self) -> None:
         if self.variant is VariantName.NONE:
             return

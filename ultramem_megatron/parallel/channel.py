@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import torch.distributed as dist
 from torch import Tensor
 
+from ultramem_megatron.parallel.timeline import Timeline
+
 
 @dataclass(slots=True)
 class Traffic:
@@ -25,10 +27,12 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """A group and the meter of what is sent over it."""
+    """A group, the meter of what is sent over it, and who notes when."""
 
     group: dist.ProcessGroup
     traffic: Traffic = field(default_factory=Traffic)
+    timeline: Timeline = field(default_factory=Timeline)
+    """In training runs one that notes nothing."""
 
     @property
     def size(self) -> int:
