@@ -60,7 +60,9 @@ class NumberWise(ValuePartition):
         picks, value_dim = dispatched.home, self.table.value_dim
         return pool(rows_TKV, picks.blocks_TK, picks.scores_hTK, self.table.blocks, range(value_dim), value_dim)
 
-    async def dispatch_products(self, rows_TK: Tensor, vectors_TV: Tensor, tokens: Sequence[int]) -> RowRequests[Tensor]:
+    async def dispatch_products(
+        self, rows_TK: Tensor, vectors_TV: Tensor, tokens: Sequence[int]
+    ) -> RowRequests[Tensor]:
         return await self._request(rows_TK, vectors_TV)
 
     def lookup_products(self, shard_nv: Tensor, dispatched: RowRequests[Any]) -> Tensor:

@@ -111,9 +111,7 @@ class NumberWisePooled(ValuePartition):
         return home, sizes
 
     def _send_rows(self, home: PicksByOwner, sizes: Sizes) -> Exchange:
-        return begin_all_to_all(
-            home.marked_rows_R, sizes.sent_picks, sizes.asked_picks, self.channel, "row numbers"
-        )
+        return begin_all_to_all(home.marked_rows_R, sizes.sent_picks, sizes.asked_picks, self.channel, "row numbers")
 
     def _errand(
         self, marked_A: Tensor, given: Tensor, home: PicksByOwner, sizes: Sizes, shape_TK: torch.Size

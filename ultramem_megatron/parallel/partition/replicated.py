@@ -24,7 +24,9 @@ class Replicated(ValuePartition):
         value_dim = self.table.value_dim
         return pool(found, dispatched.blocks_TK, dispatched.scores_hTK, self.table.blocks, range(value_dim), value_dim)
 
-    async def dispatch_products(self, rows_TK: Tensor, vectors_TV: Tensor, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
+    async def dispatch_products(
+        self, rows_TK: Tensor, vectors_TV: Tensor, tokens: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
         return rows_TK, vectors_TV
 
     def lookup_products(self, shard_nv: Tensor, dispatched: tuple[Tensor, Tensor]) -> Tensor:
