@@ -27,7 +27,7 @@ class Diary(Timeline):
     def __init__(self) -> None:
         self.entries: list[str] = []
 
-    def begun(self, name: str, work: Any, *, backward: bool) -> str:
+    def start(self, name: str, *, backward: bool) -> str:
         self.entries.append(f"begin {name}{' back' * backward}")
         return f"{name}{' back' * backward}"
 

@@ -80,8 +80,10 @@ class _Transfer:
 
     def begin(self, x: Tensor, *, backward: bool) -> None:
         assert self._sent is None, "one direction at a time"
+        timeline = self.kind.channel.timeline
+        mark = timeline.start(self.kind.name, backward=backward)
         sent = (self.kind.backward if backward else self.kind.forward)(x)
-        mark = self.kind.channel.timeline.begun(self.kind.name, sent.work, backward=backward)
+        timeline.begun(mark, sent.work)
         self._sent = sent, mark
 
     def finish(self) -> Tensor:

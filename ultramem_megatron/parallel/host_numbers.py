@@ -24,10 +24,12 @@ class SizesUnderWay:
         """
         sizes_P = sizes_P.contiguous()
         received_P = torch.empty_like(sizes_P)
+        self._timeline = channel.timeline
+        self._mark = self._timeline.start("sizes", backward=False)
         work = dist.all_to_all_single(received_P, sizes_P, group=channel.group, async_op=True)
         assert work is not None
         channel.count((channel.size - 1) * sizes_P[0].numel(), sizes_P, backward=False)
-        self._timeline, self._mark = channel.timeline, channel.timeline.begun("sizes", work, backward=False)
+        self._timeline.begun(self._mark, work)
         self._copy = (_FromDevice if sizes_P.is_cuda else _OnHost)(work, (sizes_P, received_P))
 
     def finish(self) -> tuple[list[Any], list[Any]]:
