@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -137,7 +136,7 @@ def _gather_spans(
             by_key[key].append(overlap)
 
     def mean(*key: Any) -> Overlap:
-        found = by_key[key]  # type: ignore[index]
+        found = by_key[key]
         count = len(found) * steps
         return Overlap(sum(o.total_seconds for o in found) / count, sum(o.exposed_seconds for o in found) / count)
 
