@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, replace
 import torch.distributed as dist
 from torch import Tensor
 
+from ultramem_megatron.parallel.timeline import Timeline
+
 
 @dataclass(slots=True)
 class Traffic:
@@ -35,7 +37,7 @@ class NodeGroups:
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """A group and the meter of what is sent over it."""
+    """A group, the meter of what is sent over it, and who notes when."""
 
     group: dist.ProcessGroup
     traffic: Traffic = field(default_factory=Traffic)
@@ -56,6 +58,9 @@ class Channel:
     def _nodes(self) -> NodeGroups:
         assert self.nodes is not None, "a plan that splits tables as a grid names the size of a node"
         return self.nodes
+
+    timeline: Timeline = field(default_factory=Timeline)
+    """In training runs one that notes nothing."""
 
     @property
     def size(self) -> int:
