@@ -44,7 +44,7 @@ SUMS = ("memory.variant=pkm", "memory.softmax=true", "memory.initialization=plai
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", [LAYOUTS[4], LAYOUTS[5]], ids=lambda layout: layout.name)
+@pytest.mark.parametrize("layout", LAYOUTS[4:7], ids=lambda layout: layout.name)
 @pytest.mark.parametrize("variant", [PRE_VALUES, SUMS], ids=["ultramem_v2", "pkm"])
 def test_every_variant_gives_the_same_curve(megatron: ModuleType, variant: tuple[str, ...], layout: Layout) -> None:
     """Ten steps with another seed: the promise ends where a near tie between two slots is decided differently."""
@@ -86,6 +86,7 @@ DIMENSION_WISE_TP2 = ("parallelism.tensor=2", "memory.parallel_size=2", "memory.
         Layout("3 processes", 3),
         Layout("3 processes, mem 3 number-wise", 3, ("memory.parallel_size=3", "memory.partition=number_wise")),
         Layout("3 processes, pooled at owners", 3, ("memory.parallel_size=3", "memory.partition=number_wise_pooled")),
+        Layout("2 nodes of 2", 4, ("memory.parallel_size=4", "memory.partition=grid", "memory.node_size=2")),
         Layout("1 process", 1),
         Layout("PP2", 2, ("parallelism.pipeline=2",)),
     ],

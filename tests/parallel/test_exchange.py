@@ -17,6 +17,7 @@ from ultramem_megatron.parallel.partition.registry import PARTITIONS
 from ultramem_megatron.parallel.timeline import Timeline
 from ultramem_megatron.parallel.underway import Underway, finish
 from ultramem_megatron.testing.distributed import run_distributed
+from ultramem_megatron.testing.partition_runs import build
 
 RANKS = 2
 
@@ -109,7 +110,7 @@ def test_an_exchange_is_finished_once() -> None:
 
 def count_waits(name: PartitionName) -> list[int]:
     """How often a lookup and inner products await something."""
-    partition = PARTITIONS[name](TableShape(num_rows=8, value_dim=4), Channel(dist.group.WORLD))  # type: ignore[arg-type]
+    partition = build(name, TableShape(num_rows=8, value_dim=4))
     shard = torch.ones(partition.shard(dist.get_rank()).shape)
     rows = torch.tensor([[1, 7]], dtype=torch.int32)
     picks, tokens = Picks(rows, torch.zeros_like(rows, dtype=torch.uint8), torch.ones(1, 1, 2)), [1] * RANKS

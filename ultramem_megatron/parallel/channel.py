@@ -1,6 +1,6 @@
 """A process group with a meter: what a partition talks through."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch.distributed as dist
 from torch import Tensor
@@ -17,12 +17,22 @@ class Traffic:
     backward_bytes: int = 0
     """Payload of the backward pass."""
     served_requests: int = 0
-    """Requests that this rank answered as the owner of rows, its own included. Only where rows have one owner each:
-    elsewhere the load is even by construction."""
+    """Requests that this rank answered as the owner of rows, its own included. Only where rows have one owner each, or
+    one node: elsewhere the load is even by construction."""
 
     def reset(self) -> None:
         """Start counting anew."""
         self.forward_bytes = self.backward_bytes = self.served_requests = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeGroups:
+    """A group in parts: its ranks, in their order, as consecutive nodes of equal size."""
+
+    inside: dist.ProcessGroup
+    """The ranks of this node."""
+    across: dist.ProcessGroup
+    """Of each node the rank with this one's place in it, in the order of the nodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +43,23 @@ class Channel:
     traffic: Traffic = field(default_factory=Traffic)
     timeline: Timeline = field(default_factory=Timeline)
     """In training runs one that notes nothing."""
+    nodes: NodeGroups | None = None
+    """The same ranks by node, for a partition that treats nodes apart."""
+
+    @property
+    def inside(self) -> "Channel":
+        """To the ranks of this node, with the same meter."""
+        return replace(self, group=self._nodes.inside, nodes=None)
+
+    @property
+    def across(self) -> "Channel":
+        """To the ranks of equal place in their nodes, with the same meter."""
+        return replace(self, group=self._nodes.across, nodes=None)
+
+    @property
+    def _nodes(self) -> NodeGroups:
+        assert self.nodes is not None, "a plan that splits tables as a grid names the size of a node"
+        return self.nodes
 
     @property
     def size(self) -> int:

@@ -21,7 +21,7 @@ from ultramem_megatron.parallel.partition.pooling import multiply_rows, pool, re
 # Letters: P ranks of the group, T tokens of this rank, K picks per token, U distinct rows among them, A rows that are
 #          asked of this rank.
 
-Home = TypeVar("Home", Picks, Tensor)
+Home = TypeVar("Home")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,29 +49,30 @@ class NumberWise(ValuePartition):
         return Shard(even_range(self.table.num_rows, self.channel.size, rank), range(self.table.value_dim))
 
     async def dispatch(self, picks: Picks, tokens: Sequence[int]) -> RowRequests[Picks]:
-        return await self._request(picks.rows_TK, picks)
+        return await self.request(picks.rows_TK, picks)
 
     def lookup(self, shard_nv: Tensor, dispatched: RowRequests[Any]) -> Tensor:
         return read_rows(shard_nv, dispatched.asked_A)
 
     async def combine(self, found: Tensor, dispatched: RowRequests[Picks]) -> Tensor:
         # not by indexing, whose gradient would be summed in the type of the rows
-        rows_TKV = read_rows(await self._send_back(found, dispatched), dispatched.place_TK)
+        rows_TKV = read_rows(await self.send_back(found, dispatched), dispatched.place_TK)
         picks, value_dim = dispatched.home, self.table.value_dim
         return pool(rows_TKV, picks.blocks_TK, picks.scores_hTK, self.table.blocks, range(value_dim), value_dim)
 
     async def dispatch_products(
         self, rows_TK: Tensor, vectors_TV: Tensor, tokens: Sequence[int]
     ) -> RowRequests[Tensor]:
-        return await self._request(rows_TK, vectors_TV)
+        return await self.request(rows_TK, vectors_TV)
 
     def lookup_products(self, shard_nv: Tensor, dispatched: RowRequests[Any]) -> Tensor:
         return self.lookup(shard_nv, dispatched)
 
     async def combine_products(self, found: Tensor, dispatched: RowRequests[Tensor]) -> Tensor:
-        return multiply_rows(await self._send_back(found, dispatched), dispatched.place_TK, dispatched.home)
+        return multiply_rows(await self.send_back(found, dispatched), dispatched.place_TK, dispatched.home)
 
-    async def _request(self, rows_TK: Tensor, home: Home) -> RowRequests[Home]:
+    async def request(self, rows_TK: Tensor, home: Home) -> RowRequests[Home]:
+        """Ask the owners of these rows for each once. Collective."""
         distinct = distinct_rows(rows_TK, self.table.num_rows, self.channel.size)
         sent, asked = await SizesUnderWay(distinct.counts_P, self.channel)  # the operation's one wait for the device
         self.channel.traffic.served_requests += sum(asked)
@@ -79,6 +80,6 @@ class NumberWise(ValuePartition):
         asked_A = asked_A - self.shard(self.channel.rank).rows.start
         return RowRequests(home, distinct.place_TK, asked_A, sent, asked)
 
-    def _send_back(self, found: Tensor, requests: RowRequests[Any]) -> Exchange:
+    def send_back(self, found: Tensor, requests: RowRequests[Any]) -> Exchange:
         """[U, V], the rows that this rank asked for, in ascending order."""
         return begin_all_to_all(found, requests.asked, requests.sent, self.channel, "rows")
