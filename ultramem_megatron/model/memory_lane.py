@@ -49,7 +49,6 @@ class MemoryLane(nn.Module):
         super().__init__()
         self.layers = nn.ModuleDict({str(index): layer for index, layer in layers.items()})
         self.overlap, self._recompute = overlap, recompute
-        self._blocks = blocks
         self._reads = {spans[index].read: layer for index, layer in layers.items()}
         self._ends = {span.read: min(span.add, blocks.stop - 1) for span in spans}
         self._adds = {span.add for span in spans if span.add in blocks}

@@ -41,6 +41,8 @@ class Channel:
 
     group: dist.ProcessGroup
     traffic: Traffic = field(default_factory=Traffic)
+    timeline: Timeline = field(default_factory=Timeline)
+    """In training runs one that notes nothing."""
     nodes: NodeGroups | None = None
     """The same ranks by node, for a partition that treats nodes apart."""
 
@@ -58,9 +60,6 @@ class Channel:
     def _nodes(self) -> NodeGroups:
         assert self.nodes is not None, "a plan that splits tables as a grid names the size of a node"
         return self.nodes
-
-    timeline: Timeline = field(default_factory=Timeline)
-    """In training runs one that notes nothing."""
 
     @property
     def size(self) -> int:
