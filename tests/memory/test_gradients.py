@@ -159,13 +159,13 @@ def test_scores_of_the_picks(layers: Layers, kind: dict[str, object], softmax: b
 @pytest.mark.parametrize("blocks", [1, 3])
 def test_pooling(megatron: ModuleType, blocks: int, cores: int) -> None:
     """Rows that repeat inside a token and between tokens; a block without a pick."""
-    from ultramem_megatron.parallel.partition.pooling import pool, read_rows
+    from ultramem_megatron.parallel.partition.pooling import pool_rows
 
     rows_TK = torch.tensor([[0, 2, 2, 1], [4, 0, 4, 4]])
-    blocks_TK = torch.tensor([[0, 1, 0, 0], [1, 1, 1, 0]]) % blocks
+    blocks_TK = torch.tensor([[0, 1, 0, 0], [1, 1, 1, 0]], dtype=torch.uint8) % blocks
 
     def pooled(table: Tensor, scores: Tensor) -> Tensor:
-        return pool(read_rows(table, rows_TK), blocks_TK, scores, blocks, range(4), 4)
+        return pool_rows(table, rows_TK, blocks_TK, scores, blocks, range(4), 4)
 
     assert gradcheck(pooled, (draw(5, 4), draw(cores, 2, 4, seed=1)))
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ultramem_megatron.parallel.collectives import all_gather_tokens, all_to_all, reduce_scatter_tokens
 from ultramem_megatron.parallel.partition.base import Picks, Shard, ValuePartition, even_range
-from ultramem_megatron.parallel.partition.pooling import multiply_rows, pool, read_rows
+from ultramem_megatron.parallel.partition.pooling import multiply_rows, pool_rows
 
 # Letters: P ranks of the group, T tokens on this rank, G tokens in the group, v = V / P columns of this rank.
 
@@ -53,15 +53,15 @@ class DimensionWise(ValuePartition):
         gather = lambda x: all_gather_tokens(x, tokens, self.channel)  # noqa: E731
         rows_GK = gather(picks.rows_TK)
         # with one block there is nothing to tell
-        blocks_GK = gather(picks.blocks_TK) if self.table.blocks > 1 else torch.zeros_like(rows_GK)
+        blocks_GK = gather(picks.blocks_TK) if self.table.blocks > 1 else torch.zeros_like(rows_GK, dtype=torch.uint8)
         scores_GhK = gather(picks.scores_hTK.transpose(0, 1))
         return GatheredPicks(rows_GK, blocks_GK, scores_GhK.transpose(0, 1), list(tokens))
 
     def lookup(self, shard_nv: Tensor, dispatched: GatheredPicks) -> Tensor:
-        rows_GKv = read_rows(shard_nv, dispatched.rows_GK)
         columns = self.shard(self.channel.rank).columns
-        return pool(
-            rows_GKv,
+        return pool_rows(
+            shard_nv,
+            dispatched.rows_GK,
             dispatched.blocks_GK,
             dispatched.scores_hGK,
             self.table.blocks,
