@@ -114,7 +114,8 @@ def test_output_projection(megatron: ModuleType) -> None:
 
 @pytest.mark.parametrize("key_layout", ["split", "full", "query_per_rank"])
 @pytest.mark.parametrize("normalize", [True, False], ids=["norm", "no-norm"])
-def test_side_scores(layers: Layers, key_layout: str, normalize: bool) -> None:
+def test_best_of_sides(layers: Layers, key_layout: str, normalize: bool) -> None:
+    """The scores of the candidates; which these are, finite differences must not change."""
     config = layers.config(**{**SMALL, "normalize_keys": normalize, "key_layout": key_layout})
 
     def check() -> None:
@@ -122,7 +123,8 @@ def test_side_scores(layers: Layers, key_layout: str, normalize: bool) -> None:
 
         retrieval = with_weights(ProductKeyRetrieval(memory_shape(config), own_share(), torch.float64))
         x = draw(2, 1, config.model.hidden)
-        assert check_module(retrieval, x, call=lambda inner, x: inner.side_scores(x))
+        direction = torch.ones(retrieval.shape.heads, 2, retrieval.shape.ranks, dtype=torch.float64)
+        assert check_module(retrieval, x, call=lambda inner, x: inner.best_of_sides(x, direction)[1])
 
     alone(check)
 

@@ -184,8 +184,10 @@ def _layer_buffers(shape: LookupShape, partition: PartitionName, ranks: int) -> 
 
 
 def lookup_buffers(shape: LookupShape, partition: PartitionName, ranks: int) -> float:
-    """Bytes that one lookup keeps for its backward pass: picks and scores, and pooled vectors; number-wise the rows that
-    came from elsewhere too. Rows of the table itself are read again."""
+    """Bytes that one lookup keeps for its backward pass: picks, scores, pooled vectors, rows that came from others.
+
+    Rows of the table itself are read again.
+    """
     picks = shape.tokens * shape.picks
     pick_bytes = INT32_BYTES + UINT8_BYTES + shape.cores * shape.element_bytes
     pooled = shape.tokens * shape.expansion * shape.value_dim * shape.element_bytes

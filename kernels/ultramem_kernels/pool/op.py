@@ -18,8 +18,9 @@ MAX_BLOCKS = 256
 
 
 def pool(table_NV: Tensor, rows_TK: Tensor, blocks_TK: Tensor, scores_hTK: Tensor, num_blocks: int) -> Tensor:
-    """The rows of each token, weighed and summed by block; see ``pool_reference``. Differentiable, with a dense gradient
-    of the table; ``pool_backward`` adds to one that is there.
+    """The rows of each token, weighed and summed by block; see ``pool_reference``.
+
+    Differentiable, with a dense gradient of the table; ``pool_backward`` adds to one that is there.
 
     Args:
         table_NV: bf16, fp32 or (CPU only) fp64, contiguous.

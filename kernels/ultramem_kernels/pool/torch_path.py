@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ultramem_kernels.precision import wide_type, widened
 
-# Letters: N rows of the table, V value dimension, w = V / h; A picks in all, G groups of them, h score cores; a, g those
-#          of one part.
+# Letters: N rows of the table, V value dimension, w = V / h; A picks in all, a those of one part, G groups of them,
+#          h score cores.
 
 PART_ELEMENTS = 2**19
 """Elements that are read at a time, 2 MiB in fp32: larger tensors leave the cache, and from 32 MiB on the C library

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ultramem_kernels import pool as kernels
-
 from ultramem_megatron.parallel.partition.rows import (
     add_rows,
     gradient_of,

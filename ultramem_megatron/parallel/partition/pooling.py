@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from ultramem_kernels.pool import group_of, pool, pool_backward
-
 from ultramem_megatron.parallel.partition.rows import (
     add_rows,
     gradient_of,
