@@ -13,8 +13,8 @@ def top_m_reference(x_Rn: Tensor, m: int) -> Tensor:
     return x_Rn.sort(dim=1, descending=True, stable=True).indices[:, :m]
 
 
-def top_m(x_Rn: Tensor, m: int) -> Tensor:
-    """int64 [R, m], the same places in some order.
+def top_m(x_Rn: Tensor, m: int, *, best_first: bool) -> Tensor:
+    """int64 [R, m], the same places, from the largest down or in any order.
 
     The m largest numbers lie in the m groups of largest maxima, so that g-fold fewer numbers are ranked once, and then
     those of m groups; m * g + n / g is least at g = sqrt(n / m). Of rows where a number that was dropped equals the
@@ -23,10 +23,10 @@ def top_m(x_Rn: Tensor, m: int) -> Tensor:
     n = x_Rn.shape[1]
     size = 2 ** max(0, round(math.log2(n / m) / 2))
     if size == 1:
-        chosen_Rm = x_Rn.topk(m, dim=1, sorted=False).indices
+        chosen_Rm = x_Rn.topk(m, dim=1, sorted=best_first).indices
     else:
         places_Rc = _in_best_groups(x_Rn, m, size)
-        chosen_Rm = places_Rc.gather(1, x_Rn.gather(1, places_Rc).topk(m, dim=1, sorted=False).indices)
+        chosen_Rm = places_Rc.gather(1, x_Rn.gather(1, places_Rc).topk(m, dim=1, sorted=best_first).indices)
     least_R1 = x_Rn.gather(1, chosen_Rm).amin(dim=1, keepdim=True)
     tied = ((x_Rn >= least_R1).sum(dim=1) > m).nonzero().squeeze(1)
     if tied.numel():

@@ -46,7 +46,7 @@ def _best_candidates(scores_BrTS: Tensor, direction_Br: Tensor, m: int) -> Tenso
             projected_TS = scores_BrTS[batch, 0, part] * direction_Br[batch, 0]
             for component in range(1, components):
                 projected_TS.addcmul_(scores_BrTS[batch, component, part], direction_Br[batch, component])
-            found[batch, part] = top_m(projected_TS, m)
+            found[batch, part] = top_m(projected_TS, m, best_first=False)
     return found
 
 

@@ -22,7 +22,8 @@ def grid_top_m(rows_THrc: Tensor, columns_THrc: Tensor, core_Hrr: Tensor, m: int
         m: 1 to c * c.
 
     Returns:
-        int64 [T, H, m]. Which places is certain, ties go to the smaller; their order is not.
+        int64 [T, H, m]. Which places is certain, ties go to the smaller. A CPU has them from the best down, a GPU in
+        ascending order.
 
     Raises:
         ArgumentError: Names the argument, and what was expected.
@@ -53,7 +54,7 @@ def _grid_top_m(rows_THrc: Tensor, columns_THrc: Tensor, core_Hrr: Tensor, m: in
             grid_Tcc = left_Tcr[part, :, 0, None] * columns_Trc[:, 0, None]
             for component in range(1, components):
                 grid_Tcc.addcmul_(left_Tcr[part, :, component, None], columns_Trc[:, component, None])
-            found_THm[part, head] = top_m(grid_Tcc.flatten(1), m)
+            found_THm[part, head] = top_m(grid_Tcc.flatten(1), m, best_first=True)
     return found_THm
 
 
