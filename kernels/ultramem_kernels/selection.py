@@ -23,12 +23,14 @@ def top_m(x_Rn: Tensor, m: int, *, best_first: bool) -> Tensor:
     n = x_Rn.shape[1]
     size = 2 ** max(0, round(math.log2(n / m) / 2))
     if size == 1:
-        chosen_Rm = x_Rn.topk(m, dim=1, sorted=best_first).indices
+        best = x_Rn.topk(m, dim=1, sorted=best_first)
+        chosen_Rm = best.indices
     else:
         places_Rc = _in_best_groups(x_Rn, m, size)
-        chosen_Rm = places_Rc.gather(1, x_Rn.gather(1, places_Rc).topk(m, dim=1, sorted=best_first).indices)
-    least_R1 = x_Rn.gather(1, chosen_Rm).amin(dim=1, keepdim=True)
-    tied = ((x_Rn >= least_R1).sum(dim=1) > m).nonzero().squeeze(1)
+        best = x_Rn.gather(1, places_Rc).topk(m, dim=1, sorted=best_first)
+        chosen_Rm = places_Rc.gather(1, best.indices)
+    least_R1 = best.values.amin(dim=1, keepdim=True)
+    tied = (torch.count_nonzero(x_Rn >= least_R1, dim=1) > m).nonzero().squeeze(1)
     if tied.numel():
         chosen_Rm[tied] = top_m_reference(x_Rn[tied], m)
     return chosen_Rm
