@@ -13,21 +13,26 @@ def top_m_reference(x_Rn: Tensor, m: int) -> Tensor:
     return x_Rn.sort(dim=1, descending=True, stable=True).indices[:, :m]
 
 
-def top_m(x_Rn: Tensor, m: int, *, best_first: bool) -> Tensor:
-    """int64 [R, m], the same places, from the largest down or in any order.
+def top_m(x_Rn: Tensor, m: int, *, group_size: int | None = None) -> Tensor:
+    """int64 [R, m], the same places from the largest down; of equal numbers any may come first.
 
     The m largest numbers lie in the m groups of largest maxima, so that g-fold fewer numbers are ranked once, and then
     those of m groups; m * g + n / g is least at g = sqrt(n / m). Of rows where a number that was dropped equals the
     least that was kept, the choice is made again by the rule for ties.
+
+    Args:
+        x_Rn: Any numbers.
+        m: 1 to n.
+        group_size: g, if the caller knows better; at most n / m.
     """
     n = x_Rn.shape[1]
-    size = 2 ** max(0, round(math.log2(n / m) / 2))
+    size = group_size or 2 ** max(0, round(math.log2(n / m) / 2))
     if size == 1:
-        best = x_Rn.topk(m, dim=1, sorted=best_first)
+        best = x_Rn.topk(m, dim=1, sorted=True)
         chosen_Rm = best.indices
     else:
         places_Rc = _in_best_groups(x_Rn, m, size)
-        best = x_Rn.gather(1, places_Rc).topk(m, dim=1, sorted=best_first)
+        best = x_Rn.gather(1, places_Rc).topk(m, dim=1, sorted=True)
         chosen_Rm = places_Rc.gather(1, best.indices)
     least_R1 = best.values.amin(dim=1, keepdim=True)
     tied = (torch.count_nonzero(x_Rn >= least_R1, dim=1) > m).nonzero().squeeze(1)

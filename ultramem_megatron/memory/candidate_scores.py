@@ -27,7 +27,7 @@ def best_scores(
         candidates: c.
 
     Returns:
-        index_TBc, int64 keys in no certain order, and best_TBrc, their scores.
+        index_TBc, int64 keys in an order that depends on the device, and best_TBrc, their scores.
     """
     return _BestScores.apply(queries_TBrd, keys_BSrd, direction_Br, candidates)
 

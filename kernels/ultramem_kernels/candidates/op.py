@@ -21,7 +21,8 @@ def best_candidates(scores_BrTS: Tensor, direction_Br: Tensor, m: int) -> Tensor
         m: 1 to S.
 
     Returns:
-        int64 [B, T, m]. Which keys is certain, ties go to the smaller; their order is not.
+        int64 [B, T, m]. Which keys is certain, ties go to the smaller. A CPU has them from the best down, a GPU in
+        ascending order.
 
     Raises:
         ArgumentError: Names the argument, and what was expected.
@@ -46,7 +47,7 @@ def _best_candidates(scores_BrTS: Tensor, direction_Br: Tensor, m: int) -> Tenso
             projected_TS = scores_BrTS[batch, 0, part] * direction_Br[batch, 0]
             for component in range(1, components):
                 projected_TS.addcmul_(scores_BrTS[batch, component, part], direction_Br[batch, component])
-            found[batch, part] = top_m(projected_TS, m, best_first=False)
+            found[batch, part] = top_m(projected_TS, m)
     return found
 
 

@@ -78,13 +78,15 @@ def backward(
         table_grad_NV: To be added to, or None.
         scores_grad_hA: To be written, or None.
     """
+    rows_A = rows_A.long()  # what index_add_ converts to otherwise, one at a time
+    weights_Ah = widened(scores_hA).t().contiguous()
     for part in _parts(rows_A, table_NV):
         grad_aV = widened(grad_GV.index_select(0, group_A[part]))
         if scores_grad_hA is not None:
             products_aV = widened(table_NV.index_select(0, rows_A[part])).mul_(grad_aV)
             scores_grad_hA[:, part] = _by_core(products_aV, scores_hA).sum(dim=2).t()
         if table_grad_NV is not None:
-            weighed_aV = _by_core(grad_aV, scores_hA).mul_(widened(scores_hA[:, part]).t().unsqueeze(2)).flatten(1)
+            weighed_aV = _by_core(grad_aV, scores_hA).mul_(weights_Ah[part].unsqueeze(2)).flatten(1)
             table_grad_NV.index_add_(0, rows_A[part], weighed_aV.to(table_grad_NV.dtype))
 
 
