@@ -108,6 +108,23 @@ def test_operators_are_well_formed(blocks: int) -> None:
         )
 
 
+@pytest.mark.slow
+def test_a_compiled_model_around_the_operator_equals_the_eager_one() -> None:
+    """In one graph, without a break."""
+    table, rows, chosen, scores = draw((5, 3, 7, 16, 4, 2), torch.float32, torch.float32)
+    mix = torch.randn(16, 16, requires_grad=True)
+
+    def model(table: Tensor, scores: Tensor) -> Tensor:
+        return torch.relu(pool(table @ mix, rows, chosen, scores * 2, 4)).sum()
+
+    results = []
+    for run in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
+        loss = run(table, scores)
+        results.append([loss, *torch.autograd.grad(loss, (table, scores, mix))])
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager)
+
+
 def refused(match: str, **changed: object) -> None:
     table, rows, blocks, scores = draw((2, 3, 5, 8, 2, 2), torch.float32, torch.float32)
     given = {"table_NV": table, "rows_TK": rows, "blocks_TK": blocks, "scores_hTK": scores, "num_blocks": 2}

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ultramem_kernels import arguments
 from ultramem_kernels.selection import top_m
+from ultramem_kernels.triton_kernels import triton_kernels
 
 # Letters: as in reference.py.
 
@@ -53,9 +54,7 @@ def _best_candidates(scores_BrTS: Tensor, direction_Br: Tensor, m: int) -> Tenso
 
 @_best_candidates.register_kernel("cuda")
 def _(scores_BrTS: Tensor, direction_Br: Tensor, m: int) -> Tensor:
-    from ultramem_kernels.candidates import triton_kernel
-
-    return triton_kernel.best_candidates(scores_BrTS, direction_Br, m)
+    return triton_kernels("candidates").best_candidates(scores_BrTS, direction_Br, m)
 
 
 @_best_candidates.register_fake

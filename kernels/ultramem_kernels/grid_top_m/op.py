@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ultramem_kernels import arguments
 from ultramem_kernels.selection import top_m
+from ultramem_kernels.triton_kernels import triton_kernels
 
 # Letters: as in reference.py.
 
@@ -64,9 +65,7 @@ def _grid_top_m(rows_THrc: Tensor, columns_THrc: Tensor, core_Hrr: Tensor, m: in
 
 @_grid_top_m.register_kernel("cuda")
 def _(rows_THrc: Tensor, columns_THrc: Tensor, core_Hrr: Tensor, m: int) -> Tensor:
-    from ultramem_kernels.grid_top_m import triton_kernel
-
-    return triton_kernel.grid_top_m(rows_THrc, columns_THrc, core_Hrr, m)
+    return triton_kernels("grid_top_m").grid_top_m(rows_THrc, columns_THrc, core_Hrr, m)
 
 
 @_grid_top_m.register_fake

@@ -10,6 +10,7 @@ from torch import Tensor
 from ultramem_kernels import arguments
 from ultramem_kernels.pool import torch_path
 from ultramem_kernels.precision import wide_type
+from ultramem_kernels.triton_kernels import triton_kernels
 
 # Letters: N rows of the table, V value dimension, T tokens, K picks per token, E blocks, h score cores; A picks in all,
 #          G groups of them.
@@ -122,6 +123,8 @@ def group_of(blocks_TK: Tensor, num_blocks: int) -> Tensor:
 
 def _check(table_NV: Tensor, rows: Tensor, scores: Tensor, scores_shape: tuple[int | str, ...]) -> None:
     arguments.need_dtype("table_NV", table_NV, arguments.FLOATS)
+    if table_NV.is_cuda:
+        arguments.need_dtype("table_NV on a CUDA device", table_NV, (torch.bfloat16, torch.float32))
     arguments.need_shape("table_NV", table_NV, ("N", "V"))
     arguments.need_rows_together("table_NV", table_NV)
     arguments.need_dtype("rows", rows, arguments.INTEGERS)
@@ -155,9 +158,7 @@ def _pool(table_NV: Tensor, rows_TK: Tensor, blocks_TK: Tensor, scores_hTK: Tens
 
 @_pool.register_kernel("cuda")
 def _(table_NV: Tensor, rows_TK: Tensor, blocks_TK: Tensor, scores_hTK: Tensor, num_blocks: int) -> Tensor:
-    from ultramem_kernels.pool import triton_kernel
-
-    return triton_kernel.pool(table_NV, rows_TK, blocks_TK, scores_hTK, num_blocks)
+    return triton_kernels("pool").pool(table_NV, rows_TK, blocks_TK, scores_hTK, num_blocks)
 
 
 @_pool.register_fake
@@ -165,12 +166,12 @@ def _(table_NV: Tensor, rows_TK: Tensor, blocks_TK: Tensor, scores_hTK: Tensor, 
     return table_NV.new_empty(rows_TK.shape[0], num_blocks, table_NV.shape[1])
 
 
-def _keep_pool(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _keep_pool(ctx, inputs, output) -> None:
     *tensors, ctx.num_blocks = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _backward_of_pool(ctx, grad_TEV):  # type: ignore[no-untyped-def]
+def _backward_of_pool(ctx, grad_TEV):
     table_NV, rows_TK, blocks_TK, scores_hTK = ctx.saved_tensors
     table_grad, scores_grad = _gradients(
         ctx,
@@ -197,9 +198,7 @@ def _pool_groups(table_NV: Tensor, rows_A: Tensor, group_A: Tensor, scores_hA: T
 
 @_pool_groups.register_kernel("cuda")
 def _(table_NV: Tensor, rows_A: Tensor, group_A: Tensor, scores_hA: Tensor, groups: int) -> Tensor:
-    from ultramem_kernels.pool import triton_kernel
-
-    return triton_kernel.pool_groups(table_NV, rows_A, group_A, scores_hA, groups)
+    return triton_kernels("pool").pool_groups(table_NV, rows_A, group_A, scores_hA, groups)
 
 
 @_pool_groups.register_fake
@@ -207,11 +206,11 @@ def _(table_NV: Tensor, rows_A: Tensor, group_A: Tensor, scores_hA: Tensor, grou
     return table_NV.new_empty(groups, table_NV.shape[1])
 
 
-def _keep_groups(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _keep_groups(ctx, inputs, output) -> None:
     ctx.save_for_backward(*inputs[:4])
 
 
-def _backward_of_groups(ctx, grad_GV):  # type: ignore[no-untyped-def]
+def _backward_of_groups(ctx, grad_GV):
     table_grad, scores_grad = _gradients(ctx, grad_GV, *ctx.saved_tensors)
     return table_grad, None, None, scores_grad, None
 
@@ -222,7 +221,7 @@ _pool_groups.register_autograd(_backward_of_groups, setup_context=_keep_groups)
 # --- Gradients --------------------------------------------------------------------------------------------------------
 
 
-def _gradients(  # type: ignore[no-untyped-def]
+def _gradients(
     ctx, grad_GV: Tensor, table_NV: Tensor, rows_A: Tensor, group_A: Tensor, scores_hA: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
     """Those that autograd asks for, of the table and of the scores; both operators have them at places 0 and 3."""
@@ -265,10 +264,8 @@ def _(
     table_grad_NV: Tensor | None,
     scores_need_grad: bool,
 ) -> Tensor:
-    from ultramem_kernels.pool import triton_kernel
-
     scores_grad_hA = scores_hA.new_empty(scores_hA.shape if scores_need_grad else 0)
-    triton_kernel.backward(
+    triton_kernels("pool").backward(
         grad_GV, table_NV, rows_A, group_A, scores_hA, table_grad_NV, scores_grad_hA if scores_need_grad else None
     )
     return scores_grad_hA

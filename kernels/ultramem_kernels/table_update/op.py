@@ -6,6 +6,7 @@ from torch import Tensor
 from ultramem_kernels import arguments
 from ultramem_kernels.table_update.reference import update_table_reference
 from ultramem_kernels.table_update.settings import AdamW
+from ultramem_kernels.triton_kernels import triton_kernels
 
 # Letters: N rows of the table, V value dimension.
 
@@ -86,10 +87,10 @@ def _update_table(
     weight_decay: float,
 ) -> None:
     settings = AdamW(learning_rate=learning_rate, beta1=beta1, beta2=beta2, epsilon=epsilon, weight_decay=weight_decay)
-    tensors = [x.view(-1) for x in (master if weight is None else weight, master, mean, square, grad)]
+    flat = [x.view(-1) for x in (master if weight is None else weight, master, mean, square, grad)]
     for start in range(0, master.numel(), PART_ELEMENTS):
-        part = slice(start, start + PART_ELEMENTS)
-        update_table_reference(*(x[part] for x in tensors), step, settings)  # type: ignore[call-arg]
+        of_part = [x[start : start + PART_ELEMENTS] for x in flat]
+        update_table_reference(of_part[0], of_part[1], of_part[2], of_part[3], of_part[4], step, settings)
 
 
 @_update_table.register_kernel("cuda")
@@ -106,10 +107,8 @@ def _(
     epsilon: float,
     weight_decay: float,
 ) -> None:
-    from ultramem_kernels.table_update import triton_kernel
-
     settings = AdamW(learning_rate=learning_rate, beta1=beta1, beta2=beta2, epsilon=epsilon, weight_decay=weight_decay)
-    triton_kernel.update_table(weight, master, mean, square, grad, step, settings)
+    triton_kernels("table_update").update_table(weight, master, mean, square, grad, step, settings)
 
 
 @_update_table.register_fake
