@@ -125,6 +125,17 @@ def test_a_compiled_model_around_the_operator_equals_the_eager_one() -> None:
         torch.testing.assert_close(compiled, eager)
 
 
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+@pytest.mark.parametrize("width", [1, 3, 16, 200])
+def test_fetched_rows_are_the_rows(width: int, dtype: torch.dtype) -> None:
+    """To the bit, as sums of bags of one: the widest and the smallest numbers, infinity, no rows at all."""
+    table = torch.randn(40, width).to(dtype)
+    table[3], table[4], table[5] = torch.finfo(dtype).max, torch.finfo(dtype).tiny, torch.inf
+    rows = torch.randint(40, (90,), dtype=torch.int32)
+    assert torch.equal(fetch_rows(table, rows), table[rows])
+    assert fetch_rows(table, rows[:0]).shape == (0, width)
+
+
 def refused(match: str, **changed: object) -> None:
     table, rows, blocks, scores = draw((2, 3, 5, 8, 2, 2), torch.float32, torch.float32)
     given = {"table_NV": table, "rows_TK": rows, "blocks_TK": blocks, "scores_hTK": scores, "num_blocks": 2}

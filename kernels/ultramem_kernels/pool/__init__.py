@@ -2,5 +2,6 @@
 
 from ultramem_kernels.pool.op import group_of, pool, pool_backward, pool_groups
 from ultramem_kernels.pool.reference import pool_groups_reference, pool_reference
+from ultramem_kernels.pool.torch_path import fetch_rows
 
-__all__ = ["group_of", "pool", "pool_backward", "pool_groups", "pool_groups_reference", "pool_reference"]
+__all__ = ["fetch_rows", "group_of", "pool", "pool_backward", "pool_groups", "pool_groups_reference", "pool_reference"]

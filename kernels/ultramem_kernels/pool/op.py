@@ -109,7 +109,7 @@ def pool_backward(
     if table_grad_NV is not None:
         arguments.need_shape("table_grad_NV", table_grad_NV, tuple(table_NV.shape))
         arguments.need_rows_together("table_grad_NV", table_grad_NV)
-    grad = _pool_backward(grad_GV, table_NV, rows_A, group_A, scores_hA, table_grad_NV, scores_need_grad)
+    grad = _pool_backward(grad_GV.contiguous(), table_NV, rows_A, group_A, scores_hA, table_grad_NV, scores_need_grad)
     return grad if scores_need_grad else None
 
 

@@ -36,7 +36,7 @@ def pool_sorted(table_NV: Tensor, rows_A: Tensor, starts_G: Tensor, scores_hA: T
     sums_GV = table_NV.new_zeros(starts_G.shape[0], table_NV.shape[1], dtype=wide_type(table_NV))
     group_A = torch.searchsorted(starts_G, torch.arange(rows_A.shape[0]), right=True) - 1
     for part in _parts(rows_A, table_NV):
-        rows_aV = widened(table_NV.index_select(0, rows_A[part]))
+        rows_aV = widened(fetch_rows(table_NV, rows_A[part]))
         weighed_aV = _by_core(rows_aV, scores_hA).mul_(widened(scores_hA[:, part]).t().unsqueeze(2)).flatten(1)
         sums_GV.index_add_(0, group_A[part], weighed_aV)
     return sums_GV.to(table_NV.dtype)
@@ -81,13 +81,28 @@ def backward(
     rows_A = rows_A.long()  # what index_add_ converts to otherwise, one at a time
     weights_Ah = widened(scores_hA).t().contiguous()
     for part in _parts(rows_A, table_NV):
-        grad_aV = widened(grad_GV.index_select(0, group_A[part]))
+        grad_aV = widened(fetch_rows(grad_GV, group_A[part]))
         if scores_grad_hA is not None:
-            products_aV = widened(table_NV.index_select(0, rows_A[part])).mul_(grad_aV)
+            products_aV = widened(fetch_rows(table_NV, rows_A[part])).mul_(grad_aV)
             scores_grad_hA[:, part] = _by_core(products_aV, scores_hA).sum(dim=2).t()
         if table_grad_NV is not None:
             weighed_aV = _by_core(grad_aV, scores_hA).mul_(weights_Ah[part].unsqueeze(2)).flatten(1)
+            # summed in one bag, for nothing but to have the rows in the cache when they are added to
+            F.embedding_bag(rows_A[part], table_grad_NV, rows_A.new_zeros(1), mode="sum")
             table_grad_NV.index_add_(0, rows_A[part], weighed_aV.to(table_grad_NV.dtype))
+
+
+def fetch_rows(table_NV: Tensor, rows_a: Tensor) -> Tensor:
+    """New memory with the rows.
+
+    A bag of one row is that row, and bags are fetched ahead: twice as fast as ``index_select`` where rows lie far
+    apart.
+
+    Args:
+        table_NV: Contiguous, on a CPU.
+        rows_a: int32 or int64.
+    """
+    return F.embedding_bag(rows_a, table_NV, torch.arange(rows_a.shape[0], dtype=rows_a.dtype), mode="sum")
 
 
 def _by_core(x_aV: Tensor, scores_hA: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ class _PoolGroups(torch.autograd.Function):
         table_nV, rows_A, group_A, scores_Ah = ctx.saved_tensors
         target_nV = gradient_of(table_nV) if ctx.needs_input_grad[0] else None
         scores_grad_hA = kernels.pool_backward(
-            grad_GV.contiguous(),
+            grad_GV,
             table_nV,
             rows_A,
             group_A,

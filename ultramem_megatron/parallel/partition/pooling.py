@@ -153,7 +153,7 @@ class _PoolRows(torch.autograd.Function):
         owner = table_nv if ctx.owner is None else ctx.owner
         target_nv = gradient_of(owner) if ctx.needs_input_grad[0] else None
         scores_grad = pool_backward(
-            grad_TEv.flatten(0, 1).contiguous(),
+            grad_TEv.flatten(0, 1),
             table_nv,
             rows_TK.reshape(-1),
             group_of(blocks_TK, ctx.blocks),

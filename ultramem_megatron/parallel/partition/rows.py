@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ultramem_kernels.pool import fetch_rows
 from ultramem_megatron.parallel.precision import wide_type
 
 # Letters: n, v this rank's rows and columns; T tokens, K picks per token.
@@ -27,7 +28,10 @@ def parts(rows: Tensor, width: int) -> list[slice]:
 
 def take_rows(table_nv: Tensor, rows: Tensor) -> Tensor:
     """[*rows.shape, v]."""
-    return table_nv.index_select(0, rows.reshape(-1)).view(*rows.shape, table_nv.shape[1])
+    flat = rows.reshape(-1)
+    ahead = table_nv.device.type == "cpu" and table_nv.is_contiguous()
+    read = fetch_rows(table_nv, flat) if ahead else table_nv.index_select(0, flat)
+    return read.view(*rows.shape, table_nv.shape[1])
 
 
 def gradient_of(table_nv: Tensor) -> Tensor:
