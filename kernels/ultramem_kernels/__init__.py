@@ -1,1 +1,1 @@
-"""Kernels of the memory layer. Knows torch (and, later, triton), and nothing of the framework."""
+"""Kernels of the memory layer: torch on CPUs, Triton on CUDA devices. Knows nothing of the framework around them."""

@@ -114,7 +114,8 @@ def test_output_projection(megatron: ModuleType) -> None:
 
 @pytest.mark.parametrize("key_layout", ["split", "full", "query_per_rank"])
 @pytest.mark.parametrize("normalize", [True, False], ids=["norm", "no-norm"])
-def test_side_scores(layers: Layers, key_layout: str, normalize: bool) -> None:
+def test_best_of_sides(layers: Layers, key_layout: str, normalize: bool) -> None:
+    """The scores of the candidates; which these are, finite differences must not change."""
     config = layers.config(**{**SMALL, "normalize_keys": normalize, "key_layout": key_layout})
 
     def check() -> None:
@@ -122,7 +123,8 @@ def test_side_scores(layers: Layers, key_layout: str, normalize: bool) -> None:
 
         retrieval = with_weights(ProductKeyRetrieval(memory_shape(config), own_share(), torch.float64))
         x = draw(2, 1, config.model.hidden)
-        assert check_module(retrieval, x, call=lambda inner, x: inner.side_scores(x))
+        direction = torch.ones(retrieval.shape.heads, 2, retrieval.shape.ranks, dtype=torch.float64)
+        assert check_module(retrieval, x, call=lambda inner, x: inner.best_of_sides(x, direction)[1])
 
     alone(check)
 
@@ -159,13 +161,13 @@ def test_scores_of_the_picks(layers: Layers, kind: dict[str, object], softmax: b
 @pytest.mark.parametrize("blocks", [1, 3])
 def test_pooling(megatron: ModuleType, blocks: int, cores: int) -> None:
     """Rows that repeat inside a token and between tokens; a block without a pick."""
-    from ultramem_megatron.parallel.partition.pooling import pool, read_rows
+    from ultramem_megatron.parallel.partition.pooling import pool_rows
 
     rows_TK = torch.tensor([[0, 2, 2, 1], [4, 0, 4, 4]])
-    blocks_TK = torch.tensor([[0, 1, 0, 0], [1, 1, 1, 0]]) % blocks
+    blocks_TK = torch.tensor([[0, 1, 0, 0], [1, 1, 1, 0]], dtype=torch.uint8) % blocks
 
     def pooled(table: Tensor, scores: Tensor) -> Tensor:
-        return pool(read_rows(table, rows_TK), blocks_TK, scores, blocks, range(4), 4)
+        return pool_rows(table, rows_TK, blocks_TK, scores, blocks, range(4), 4)
 
     assert gradcheck(pooled, (draw(5, 4), draw(cores, 2, 4, seed=1)))
 

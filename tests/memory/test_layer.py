@@ -500,6 +500,11 @@ def test_value_size_of_the_published_v2(layers: Layers) -> None:
     assert table_std(softened, shape, 0.0) == pytest.approx(0.068 * 32**0.5, abs=0.003)
 
 
+def side_scores(retrieval: Any, x: Tensor) -> Tensor:
+    """Of all keys, [T, H, 2, r, S]."""
+    return torch.einsum("thcad,hcsad->thcas", *retrieval.queries_and_keys(x))
+
+
 @pytest.mark.parametrize("changes", KINDS)
 def test_a_plain_start_is_that_of_product_keys(layers: Layers, changes: dict[str, object]) -> None:
     """Gains of 1, values N(0, 1 / Dv), pre-values N(0, 1 / Dp), cores U(0, 1)."""
@@ -510,7 +515,7 @@ def test_a_plain_start_is_that_of_product_keys(layers: Layers, changes: dict[str
         x = torch.randn(64, 4, config.model.hidden)
         weights = {name: p.detach() for name, p in layer.named_parameters()}
         return {
-            "sides": float(layer.retrieval.side_scores(x).detach().std()),
+            "sides": float(side_scores(layer.retrieval, x).detach().std()),
             "values": float(weights["table.weight"].std()),
             "pre-values": float(weights["pre_values.table.weight"].std()) if changes is V2 else None,
             "core": weights.get("retrieval.core.weight"),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ultramem_megatron.parallel.partition import rows
-from ultramem_megatron.parallel.partition.pooling import multiply_rows, pool, read_rows
+from ultramem_megatron.parallel.partition.pooling import multiply_rows, pool_rows, read_rows
 from ultramem_megatron.testing.reference_layer import reference_pooling
 from ultramem_megatron.testing.tolerances import assert_agrees
 
@@ -80,7 +80,8 @@ def test_pool_equals_the_oracle_on_its_columns(columns: range, blocks: int, core
     table_NV, rows_TK = torch.randn(N, V), torch.randint(N, (T, K))
     blocks_TK, scores_hTK = torch.randint(blocks, (T, K)), torch.randn(cores, T, K)
     part = slice(columns.start, columns.stop)
-    found = pool(table_NV[rows_TK][:, :, part], blocks_TK.to(torch.uint8), scores_hTK, blocks, columns, V)
+    shard_Nv = table_NV[:, part].contiguous()
+    found = pool_rows(shard_Nv, rows_TK, blocks_TK.to(torch.uint8), scores_hTK, blocks, columns, V)
     expected = reference_pooling(table_NV.double(), rows_TK, blocks_TK, scores_hTK.double(), num_blocks=blocks)
     assert_agrees(found, expected[:, :, part], computed_in=torch.float32)
 
@@ -88,35 +89,55 @@ def test_pool_equals_the_oracle_on_its_columns(columns: range, blocks: int, core
 def test_pool_by_hand() -> None:
     """One token, picks of rows (1 10) (2 20) (4 40) with weights 1 1 1 for the first column and 2 3 5 for the second,
     the middle one into block 1."""
-    rows = torch.tensor([[[1.0, 10.0], [2.0, 20.0], [4.0, 40.0]]])
+    table = torch.tensor([[4.0, 40.0], [2.0, 20.0], [1.0, 10.0]])
     scores = torch.tensor([[[1.0, 1.0, 1.0]], [[2.0, 3.0, 5.0]]])
-    pooled = pool(rows, torch.tensor([[0, 1, 0]]), scores, 2, range(2), 2)
+    blocks = torch.tensor([[0, 1, 0]], dtype=torch.uint8)
+    pooled = pool_rows(table, torch.tensor([[2, 1, 0]]), blocks, scores, 2, range(2), 2)
     assert pooled.tolist() == [[[5.0, 220.0], [2.0, 60.0]]]
 
 
 def test_pool_sums_bf16_in_fp32() -> None:
-    rows = torch.tensor([[[256.0], [1.0], [1.0]]], dtype=torch.bfloat16)
+    table = torch.tensor([[256.0], [1.0]], dtype=torch.bfloat16)
     ones = torch.ones(1, 1, 3, dtype=torch.bfloat16)
-    pooled = pool(rows, torch.zeros(1, 3, dtype=torch.uint8), ones, 1, range(1), 1)
+    pooled = pool_rows(table, torch.tensor([[0, 1, 1]]), torch.zeros(1, 3, dtype=torch.uint8), ones, 1, range(1), 1)
     assert pooled.dtype is torch.bfloat16
     assert pooled.item() == 258
 
 
 def test_pool_of_no_tokens() -> None:
-    pooled = pool(torch.zeros(0, K, V), torch.zeros(0, K, dtype=torch.uint8), torch.zeros(2, 0, K), 4, range(V), V)
+    rows, blocks = torch.zeros(0, K, dtype=torch.int32), torch.zeros(0, K, dtype=torch.uint8)
+    pooled = pool_rows(torch.zeros(N, V), rows, blocks, torch.zeros(2, 0, K), 4, range(V), V)
     assert pooled.shape == (0, 4, V)
 
 
 @pytest.mark.parametrize("cores", [1, 3])
 def test_gradients_of_a_lookup_are_its_derivatives(cores: int) -> None:
-    rows_TK, blocks_TK = torch.randint(N, (T, K)), torch.randint(2, (T, K))
+    rows_TK, blocks_TK = torch.randint(N, (T, K)), torch.randint(2, (T, K), dtype=torch.uint8)
     table = torch.randn(N, V, dtype=torch.float64, requires_grad=True)
     scores = torch.randn(cores, T, K, dtype=torch.float64, requires_grad=True)
 
     def look_up(table_NV: Tensor, scores_hTK: Tensor) -> Tensor:
-        return pool(read_rows(table_NV, rows_TK), blocks_TK, scores_hTK, 2, range(V), V)
+        return pool_rows(table_NV, rows_TK, blocks_TK, scores_hTK, 2, range(V), V)
 
     assert torch.autograd.gradcheck(look_up, (table, scores))
+
+
+def test_a_lookup_adds_into_main_grad_and_keeps_no_rows() -> None:
+    kept: list[int] = []
+
+    def count(x: Tensor) -> Tensor:
+        kept.append(x.numel())
+        return x
+
+    table = torch.nn.Parameter(torch.randn(N, V))
+    table.main_grad = torch.ones(N, V)  # type: ignore[attr-defined]
+    rows, blocks, scores = torch.tensor([[3, 3]]), torch.zeros(1, 2, dtype=torch.uint8), torch.tensor([[[2.0, 5.0]]])
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+        pooled = pool_rows(table, rows, blocks, scores, 1, range(V), V)
+    pooled.sum().backward()
+    assert sorted(kept) == [2, 2, 2, N * V], "rows, blocks, scores, and the table itself"
+    assert table.main_grad[3].eq(8).all() and table.main_grad.sum() == N * V + 7 * V  # type: ignore[attr-defined]
+    assert table.grad is not None and table.grad.untyped_storage().size() == 0
 
 
 # --- Inner products ---------------------------------------------------------------------------------------------------

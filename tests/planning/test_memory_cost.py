@@ -103,9 +103,9 @@ def test_buffers_of_products_at_the_owners_by_hand() -> None:
 def test_pooling_at_the_owners_keeps_no_rows() -> None:
     config = make_config()
     pooled, rows = (cost(config, p, 2).lookup_buffers for p in (PartitionName.NUMBER_WISE_POOLED, NUMBER_WISE))
-    kept = 64 * 4 + 4 * 2 * 4 + 1 - 24
-    assert rows - pooled == 2 * 1024 * 32 * kept, (
-        "a row of 64 and weights of 4 x 2, in fp32, a block; less three places"
+    came = 10_000 * (1 - (1 - 1 / 10_000) ** (1024 * 32)) * (64 * 2 + 4)
+    assert rows - pooled == pytest.approx(2 * (came - 1024 * 32 * (20 - 1))), (
+        "the rows of 64 in bf16 that came, each once, and who asked; less 20 bytes a pick, but for its block"
     )
 
 

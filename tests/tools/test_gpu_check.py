@@ -84,14 +84,27 @@ def test_the_program_itself(tmp_path: Path) -> None:
     """Training and layer on the CPU: everything but the device."""
     out = tmp_path / "sub" / "out.json"
     sizes = ("--steps", "12", "--layer-size", "tiny")
-    ran = run_tool("--device", "cpu", "--only", "training", "--only", "layer", *sizes, "--out", out, cwd=tmp_path)
+    ran = run_tool(
+        "--device",
+        "cpu",
+        "--only",
+        "training",
+        "--only",
+        "layer",
+        "--only",
+        "kernels",
+        *sizes,
+        "--out",
+        out,
+        cwd=tmp_path,
+    )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     report = json.loads(out.read_text())
     assert report["schema"] == 1 and report["sound"] is True
     assert report["device"]["name"] == "cpu"
     assert report["versions"]["torch"] == torch.__version__
     training, layer = report["sections"]["training"], report["sections"]["layer"]
-    assert training["problems"] == layer["problems"] == []
+    assert training["problems"] == layer["problems"] == report["sections"]["kernels"]["problems"] == []
     assert len(training["facts"]["losses"]) == 12
     assert len(training["facts"]["losses_after_resume"]) == 10
     assert training["facts"]["tokens_per_second"] > 0 and training["facts"]["timed_steps"] == 2

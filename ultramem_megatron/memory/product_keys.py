@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor, nn
 
+from ultramem_megatron.memory.candidate_scores import best_scores
 from ultramem_megatron.memory.norm import QueryKeyNorm
 from ultramem_megatron.memory.query import CausalConv, QueryProjection
 from ultramem_megatron.memory.token_share import TokenShare
-from ultramem_megatron.parallel.precision import widened
+from ultramem_megatron.parallel.precision import wide_type, widened
 from ultramem_megatron.planning.memory_shape import MemoryShape
 
 # Letters: s, b, D as in query.py; T tokens, H heads, Q queries, S keys per side, c candidates of a side, m kept per
@@ -26,7 +27,7 @@ class SubKeys(nn.Module):
 
 
 class ProductKeyRetrieval(nn.Module):
-    """Hidden states -> scores of all row and of all column keys. How slots are chosen from them, subclasses say."""
+    """Hidden states -> the best row and the best column keys. How slots are chosen from them, subclasses say."""
 
     def __init__(self, shape: MemoryShape, share: TokenShare, dtype: torch.dtype) -> None:
         super().__init__()
@@ -38,16 +39,23 @@ class ProductKeyRetrieval(nn.Module):
         self.query_norm = QueryKeyNorm(width, dtype) if shape.normalize else nn.Identity()
         self.key_norm = QueryKeyNorm(width, dtype) if shape.normalize else nn.Identity()
 
-    def side_scores(self, x_sbD: Tensor) -> Tensor:
-        """S_row and S_col: [T, H, 2, r, S], fp32."""
+    def queries_and_keys(self, x_sbD: Tensor) -> tuple[Tensor, Tensor]:
+        """What scores are the inner products of: [T, H, 2, r, d] and [H, 2, S, r, d], fp32."""
         shape = self.shape
         x_TD = self.conv(x_sbD).flatten(0, 1)
         queries_TQ2rd = widened(self.query(x_TD)).unflatten(-1, (shape.query_ranks, -1))
         # heads that share a query read the same numbers, and so do ranks that share one
         queries_TQ2rd = self.query_norm(queries_TQ2rd).expand(-1, -1, -1, shape.ranks, -1)
-        queries_TH2rd = queries_TQ2rd.repeat_interleave(shape.heads_per_query, dim=1)
-        keys_H2Srd = self.key_norm(self.keys())
-        return torch.einsum("thcad,hcsad->thcas", queries_TH2rd, keys_H2Srd)
+        return queries_TQ2rd.repeat_interleave(shape.heads_per_query, dim=1), self.key_norm(self.keys())
+
+    def best_of_sides(self, x_sbD: Tensor, direction_H2r: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each side the keys with the best scores projected on ``direction``: index_TH2c, and scores_TH2rc, fp32."""
+        queries_TH2rd, keys_H2Srd = self.queries_and_keys(x_sbD)
+        index_TBc, best_TBrc = best_scores(
+            queries_TH2rd.flatten(1, 2), keys_H2Srd.flatten(0, 1), direction_H2r.flatten(0, 1), self.shape.candidates
+        )
+        sides = (self.shape.heads, 2)
+        return index_TBc.unflatten(1, sides), best_TBrc.unflatten(1, sides)
 
 
 class AdditiveRetrieval(ProductKeyRetrieval):
@@ -62,8 +70,9 @@ class AdditiveRetrieval(ProductKeyRetrieval):
 
     def forward(self, x_sbD: Tensor) -> tuple[Tensor, Tensor]:
         """Slots int64 [T, H * m] in [0, S * S) and their weights [1, T, H * m], fp32."""
-        scores_TH2S = self.side_scores(x_sbD).squeeze(3)
-        best_TH2c, index_TH2c = scores_TH2S.topk(self.shape.candidates, dim=-1)
+        ones_H21 = x_sbD.new_ones((self.shape.heads, 2, 1), dtype=wide_type(self.keys.weight))
+        index_TH2c, best_TH21c = self.best_of_sides(x_sbD, ones_H21)
+        best_TH2c = best_TH21c.squeeze(3)
         sums_THcc = best_TH2c[:, :, 0, :, None] + best_TH2c[:, :, 1, None, :]
         picked_THm, flat_THm = sums_THcc.flatten(2).topk(self.shape.top_m, dim=-1)
         slots_THm = grid_slots(index_TH2c, flat_THm, self.shape.grid_side)

@@ -8,6 +8,7 @@ gradient; queries, keys and cores learn through the scores of the picks.
 import torch
 from torch import Tensor, nn
 
+from ultramem_kernels.grid_top_m import grid_top_m
 from ultramem_megatron.memory.product_keys import ProductKeyRetrieval, grid_slots
 from ultramem_megatron.memory.token_share import TokenShare
 from ultramem_megatron.parallel.precision import widened
@@ -71,25 +72,17 @@ class TuckerRetrieval(ProductKeyRetrieval):
 
     def forward(self, x_sbD: Tensor) -> tuple[Tensor, Tensor]:
         """Slots int64 [T, H * m] in [0, S * S) and their scores [h, T, H * m], fp32."""
-        scores_TH2rS = self.side_scores(x_sbD)
         core = widened(self.core.weight)
-        index_TH2c = self._candidates(scores_TH2rS.detach())
-        best_TH2rc = scores_TH2rS.gather(-1, index_TH2c.unsqueeze(3).expand(-1, -1, -1, self.shape.ranks, -1))
+        direction_H2r = torch.stack([self.core.left, self.core.right], dim=1).to(core.dtype)
+        index_TH2c, best_TH2rc = self.best_of_sides(x_sbD, direction_H2r)
         rows_THrc, columns_THrc = best_TH2rc.unbind(2)
         with torch.no_grad():
-            grid_THcc = torch.einsum("thai,hab,thbj->thij", rows_THrc, core.sum(dim=1), columns_THrc)
-            flat_THm = grid_THcc.flatten(2).topk(self.shape.top_m, dim=-1).indices
+            flat_THm = grid_top_m(rows_THrc, columns_THrc, core.sum(dim=1), self.shape.top_m)
         slots_THm = grid_slots(index_TH2c, flat_THm, self.shape.grid_side)
         scores_hTHm = self._core_scores(rows_THrc, columns_THrc, core, flat_THm)
         if self.softmax:
             scores_hTHm = scores_hTHm.softmax(dim=-1)
         return slots_THm.flatten(1), scores_hTHm.flatten(2)
-
-    def _candidates(self, scores_TH2rS: Tensor) -> Tensor:
-        """Stage 1: the best rows by u^T S_row and columns by t^T S_col, [T, H, 2, c]."""
-        sides_H2r = torch.stack([self.core.left, self.core.right], dim=1).to(scores_TH2rS.dtype)
-        projected_TH2S = torch.einsum("hcr,thcrs->thcs", sides_H2r, scores_TH2rS)
-        return projected_TH2S.topk(self.shape.candidates, dim=-1).indices
 
     def _core_scores(self, rows_THrc: Tensor, columns_THrc: Tensor, core: Tensor, flat_THm: Tensor) -> Tensor:
         """Stage 2, at the picks: s_row^T C^(i) s_col for each core i, [h, T, H, m]."""

@@ -191,42 +191,37 @@ def _layer_buffers(shape: LookupShape, partition: PartitionName, ranks: int, nod
 
 
 def lookup_buffers(shape: LookupShape, partition: PartitionName, ranks: int, node_size: int = 1) -> float:
-    """Bytes that one lookup keeps for its backward pass: picks and scores, picked rows, pooled vectors."""
+    """Bytes that one lookup keeps for its backward pass: picks, scores, pooled vectors, rows that came from others.
+
+    Rows of the table itself are read again.
+    """
     picks = shape.tokens * shape.picks
     pick_bytes = INT32_BYTES + UINT8_BYTES + shape.cores * shape.element_bytes
     pooled = shape.tokens * shape.expansion * shape.value_dim * shape.element_bytes
     match partition:
         case PartitionName.NUMBER_WISE:
-            return picks * pick_bytes + _pooling(shape, 1) + pooled
+            # the rows that came, each once, the place of each pick's, and the row numbers that others asked for
+            came = expected_distinct(picks, shape.num_rows) * (shape.value_dim * shape.element_bytes + INT32_BYTES)
+            return picks * (INT64_BYTES + UINT8_BYTES + shape.cores * shape.element_bytes) + came + pooled
         case PartitionName.NUMBER_WISE_POOLED:
             # the picks of others, as many as its own, each with its group; the order of its own, and where sums belong
             return picks * (INT32_BYTES + 2 * INT64_BYTES + shape.cores * shape.element_bytes + INT64_BYTES) + pooled
         case PartitionName.DIMENSION_WISE:
             # every rank pools the tokens of all, a P-th of the columns each: as much as its own tokens in full width;
-            # gathered scores are fp32
-            gathered_bytes = INT32_BYTES + UINT8_BYTES + shape.cores * FP32_BYTES
-            return picks * ranks * gathered_bytes + _pooling(shape, ranks) + 2 * pooled
+            # gathered scores are fp32, and those of the cores that its columns belong to are kept
+            kept_bytes = INT32_BYTES + UINT8_BYTES + -(-shape.cores // ranks) * FP32_BYTES
+            return picks * ranks * kept_bytes + pooled
         case PartitionName.GRID:
             # dimension-wise inside the node; but a pick has the place of its row among those that came, and the row
             # numbers that other nodes asked for are kept too
-            gathered_bytes = INT64_BYTES + UINT8_BYTES + shape.cores * FP32_BYTES
-            asked = INT32_BYTES * expected_distinct(picks * node_size, shape.num_rows)
-            return picks * node_size * gathered_bytes + asked + _pooling(shape, node_size) + 2 * pooled
+            kept_bytes = INT64_BYTES + UINT8_BYTES + -(-shape.cores // node_size) * FP32_BYTES
+            distinct = expected_distinct(picks * node_size, shape.num_rows)
+            row_bytes = INT32_BYTES + shape.value_dim // node_size * shape.element_bytes
+            return picks * node_size * kept_bytes + distinct * row_bytes + pooled
         case PartitionName.REPLICATED:
-            return picks * pick_bytes + _pooling(shape, 1) + pooled
+            return picks * pick_bytes + pooled
         case PartitionName.AUTO:
             raise AssertionError("a plan names a partition; auto is for the config")
-
-
-def _pooling(shape: LookupShape, ranks: int) -> float:
-    """Of the sum over picks, as plain PyTorch keeps it: the picked rows and the weights of each block, in fp32.
-
-    Dimension-wise each rank has the tokens of all and a P-th of the columns: as many elements of rows, and weights for
-    the cores that its columns belong to.
-    """
-    picks = shape.tokens * shape.picks
-    weights = picks * ranks * shape.expansion * -(-shape.cores // ranks)
-    return FP32_BYTES * (picks * shape.value_dim + weights)
 
 
 def _product_buffers(shape: LookupShape, partition: PartitionName, ranks: int, node_size: int) -> float:

@@ -19,7 +19,7 @@ from ultramem_megatron.parallel.collectives import (
 )
 from ultramem_megatron.parallel.exchange import Exchange, Together
 from ultramem_megatron.parallel.partition.base import Picks, Shard, ValuePartition, even_range
-from ultramem_megatron.parallel.partition.pooling import multiply_rows, pool, read_rows
+from ultramem_megatron.parallel.partition.pooling import multiply_rows, pool_rows
 
 # Letters: P ranks of the group, T tokens on this rank, G tokens in the group, v = V / P columns of this rank.
 
@@ -64,14 +64,14 @@ class DimensionWise(ValuePartition):
             self._gather(picks.scores_hTK.transpose(0, 1), tokens, "scores"),
             *blocks,
         )
-        blocks_GK = given[0] if given else torch.zeros_like(rows_GK)
+        blocks_GK = given[0] if given else torch.zeros_like(rows_GK, dtype=torch.uint8)
         return GatheredPicks(rows_GK, blocks_GK, scores_GhK.transpose(0, 1), list(tokens))
 
     def lookup(self, shard_nv: Tensor, dispatched: GatheredPicks) -> Tensor:
-        rows_GKv = read_rows(shard_nv, dispatched.rows_GK)
         columns = self.shard(self.channel.rank).columns
-        return pool(
-            rows_GKv,
+        return pool_rows(
+            shard_nv,
+            dispatched.rows_GK,
             dispatched.blocks_GK,
             dispatched.scores_hGK,
             self.table.blocks,

@@ -7,6 +7,7 @@ again: the table must not change in between. Gradients of rows go the way of tho
 import torch
 from torch import Tensor
 
+from ultramem_kernels import pool as kernels
 from ultramem_megatron.parallel.partition.rows import (
     add_rows,
     gradient_of,
@@ -25,7 +26,7 @@ def pool_groups(table_nV: Tensor, rows_A: Tensor, group_A: Tensor, scores_Ah: Te
     Args:
         table_nV: bf16 or fp32; core i weighs the i-th of h equal slices of its columns.
         rows_A: Row numbers, any integer type, in [0, n). Rows may repeat.
-        group_A: int64 group of each pick, in [0, G).
+        group_A: int64 group of each pick, in ascending order, in [0, G).
         scores_Ah: Weight of each pick, one for each core.
         groups: G. A group without picks is zero.
 
@@ -54,24 +55,22 @@ class _PoolGroups(torch.autograd.Function):
     @staticmethod
     def forward(ctx, table_nV: Tensor, rows_A: Tensor, group_A: Tensor, scores_Ah: Tensor, groups: int) -> Tensor:
         ctx.save_for_backward(table_nV, rows_A, group_A, scores_Ah)
-        sums_GV = table_nV.new_zeros((groups, table_nV.shape[1]), dtype=wide_type(table_nV))
-        for part in parts(rows_A, table_nV.shape[1]):
-            rows_AV = widened(take_rows(table_nV, rows_A[part]))
-            sums_GV.index_add_(0, group_A[part], _weighed(rows_AV, scores_Ah[part]))
-        return sums_GV.to(table_nV.dtype)
+        return kernels.pool_groups(table_nV, rows_A, group_A, scores_Ah.t(), groups)
 
     @staticmethod
     def backward(ctx, grad_GV: Tensor):
         table_nV, rows_A, group_A, scores_Ah = ctx.saved_tensors
         target_nV = gradient_of(table_nV) if ctx.needs_input_grad[0] else None
-        scores_grad_Ah = torch.empty_like(scores_Ah) if ctx.needs_input_grad[3] else None
-        for part in parts(rows_A, table_nV.shape[1]):
-            grad_AV = widened(take_rows(grad_GV, group_A[part]))
-            if scores_grad_Ah is not None:
-                rows_AV = widened(take_rows(table_nV, rows_A[part]))
-                scores_grad_Ah[part] = _by_core(rows_AV * grad_AV, scores_Ah.shape[1]).sum(dim=2)
-            if target_nV is not None:
-                add_rows(target_nV, rows_A[part], _weighed(grad_AV, scores_Ah[part]))
+        scores_grad_hA = kernels.pool_backward(
+            grad_GV,
+            table_nV,
+            rows_A,
+            group_A,
+            scores_Ah.t(),
+            table_grad_NV=target_nV,
+            scores_need_grad=ctx.needs_input_grad[3],
+        )
+        scores_grad_Ah = None if scores_grad_hA is None else scores_grad_hA.t().contiguous()
         return _gradient_for(table_nV, target_nV), None, None, scores_grad_Ah, None
 
 
@@ -98,16 +97,6 @@ class _MultiplyGroups(torch.autograd.Function):
                 add_rows(target_nV, rows_A[part], grad_A1 * take_rows(vectors_GV, group_A[part]))
         vectors_grad = None if vectors_grad_GV is None else vectors_grad_GV.to(vectors_GV.dtype)
         return _gradient_for(table_nV, target_nV), None, None, vectors_grad
-
-
-def _by_core(x_AV: Tensor, cores: int) -> Tensor:
-    """[A, h, V / h]."""
-    return x_AV.view(x_AV.shape[0], cores, x_AV.shape[1] // cores)
-
-
-def _weighed(x_AV: Tensor, scores_Ah: Tensor) -> Tensor:
-    """Each core's slice times its score, [A, V]."""
-    return (_by_core(x_AV, scores_Ah.shape[1]) * widened(scores_Ah).unsqueeze(2)).view(x_AV.shape)
 
 
 def _gradient_for(table_nV: Tensor, target_nV: Tensor | None) -> Tensor | None:

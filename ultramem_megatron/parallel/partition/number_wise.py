@@ -16,7 +16,7 @@ from ultramem_megatron.parallel.exchange import Exchange
 from ultramem_megatron.parallel.host_numbers import SizesUnderWay
 from ultramem_megatron.parallel.partition.base import Picks, Shard, ValuePartition, even_range
 from ultramem_megatron.parallel.partition.distinct import distinct_rows
-from ultramem_megatron.parallel.partition.pooling import multiply_rows, pool, read_rows
+from ultramem_megatron.parallel.partition.pooling import multiply_rows, pool_rows, read_rows
 
 # Letters: P ranks of the group, T tokens of this rank, K picks per token, U distinct rows among them, A rows that are
 #          asked of this rank.
@@ -55,10 +55,17 @@ class NumberWise(ValuePartition):
         return read_rows(shard_nv, dispatched.asked_A)
 
     async def combine(self, found: Tensor, dispatched: RowRequests[Picks]) -> Tensor:
-        # not by indexing, whose gradient would be summed in the type of the rows
-        rows_TKV = read_rows(await self.send_back(found, dispatched), dispatched.place_TK)
+        rows_UV = await self.send_back(found, dispatched)
         picks, value_dim = dispatched.home, self.table.value_dim
-        return pool(rows_TKV, picks.blocks_TK, picks.scores_hTK, self.table.blocks, range(value_dim), value_dim)
+        return pool_rows(
+            rows_UV,
+            dispatched.place_TK,
+            picks.blocks_TK,
+            picks.scores_hTK,
+            self.table.blocks,
+            range(value_dim),
+            value_dim,
+        )
 
     async def dispatch_products(
         self, rows_TK: Tensor, vectors_TV: Tensor, tokens: Sequence[int]

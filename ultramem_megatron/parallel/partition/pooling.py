@@ -1,8 +1,11 @@
 """What a rank does with rows on its own: read them, pool them by block with the scores of each core, multiply them."""
 
+import math
+
 import torch
 from torch import Tensor
 
+from ultramem_kernels.pool import group_of, pool, pool_backward
 from ultramem_megatron.parallel.partition.rows import (
     add_rows,
     gradient_of,
@@ -89,32 +92,74 @@ class _MultiplyRows(torch.autograd.Function):
         return None if target_nv is None else handed_over(target_nv, table_nv), None, vectors_grad_Tv
 
 
-def pool(
-    rows_TKv: Tensor, blocks_TK: Tensor, scores_hTK: Tensor, blocks: int, columns: range, value_dim: int
+def pool_rows(
+    table_nv: Tensor,
+    rows_TK: Tensor,
+    blocks_TK: Tensor,
+    scores_hTK: Tensor,
+    blocks: int,
+    columns: range,
+    value_dim: int,
 ) -> Tensor:
-    """Sum the rows of each block, each core weighing its slice of the value dimension; summed in fp32.
+    """Read rows and sum those of each block, each core weighing its slice of the value dimension; summed in fp32.
 
-    ``out[t, e, c] = sum over k with blocks[t, k] = e of scores[core(c), t, k] * rows[t, k, c]``
-    (paper eq. 14-17: IVE's grouped pooling with MCS's slices).
+    ``out[t, e, c] = sum over k with blocks[t, k] = e of scores[core(c), t, k] * table[rows[t, k], c]``
+    (paper eq. 14-17: IVE's grouped pooling with MCS's slices). The gradient of the table goes as that of ``read_rows``.
+    The rows that were read are not kept for the backward pass, which reads them again: the table must not change in
+    between.
 
     Args:
-        rows_TKv: Columns ``columns`` of the picked rows.
-        blocks_TK: Block of each pick, in [0, E).
+        table_nv: Columns ``columns`` of a table, bf16 or fp32.
+        rows_TK: Row numbers, int32 or int64, in [0, n). Rows may repeat.
+        blocks_TK: uint8 block of each pick, in [0, E).
         scores_hTK: Scores of each core.
         blocks: E.
-        columns: Which columns of the table ``v`` are; they may span several cores' slices.
+        columns: Which columns of the whole table ``v`` are; they may span several cores' slices.
         value_dim: V; core i owns ``[i * V / h, (i + 1) * V / h)``.
 
     Returns:
-        pooled_TEv, in the type of the rows.
+        pooled_TEv, in the type of the table.
     """
-    of_block_TEK = blocks_TK.unsqueeze(1) == torch.arange(blocks, device=blocks_TK.device)[:, None]
-    width = value_dim // scores_hTK.shape[0]
-    pieces = []
-    for core, scores_TK in enumerate(scores_hTK):
-        start = max(columns.start, core * width) - columns.start
-        stop = min(columns.stop, (core + 1) * width) - columns.start
-        if start < stop:
-            weights_TEK = of_block_TEK * widened(scores_TK).unsqueeze(1)
-            pieces.append(weights_TEK @ widened(rows_TKv[:, :, start:stop]))
-    return torch.cat(pieces, dim=-1).to(rows_TKv.dtype)
+    cores = _cores_of(columns, value_dim // scores_hTK.shape[0])
+    if cores != list(range(scores_hTK.shape[0])):
+        scores_hTK = torch.stack([scores_hTK[core] for core in cores])
+    return _PoolRows.apply(table_nv, rows_TK, blocks_TK, scores_hTK, blocks)
+
+
+def _cores_of(columns: range, width: int) -> list[int]:
+    """The core of each piece of ``columns``, cut into equal pieces as wide as can be without one that has two cores.
+
+    Args:
+        columns: Consecutive columns of the whole table.
+        width: Columns of a core.
+    """
+    edges = range(columns.start + width - columns.start % width, columns.stop, width)
+    piece = math.gcd(len(columns), *(edge - columns.start for edge in edges))
+    return [start // width for start in range(columns.start, columns.stop, piece)]
+
+
+class _PoolRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, table_nv: Tensor, rows_TK: Tensor, blocks_TK: Tensor, scores_hTK: Tensor, blocks: int) -> Tensor:
+        ctx.save_for_backward(table_nv, rows_TK, blocks_TK, scores_hTK)
+        ctx.blocks = blocks
+        # a parameter for its main_grad, which what comes back through hooks on saved tensors need not have
+        ctx.owner = table_nv if table_nv.is_leaf else None
+        return pool(table_nv, rows_TK, blocks_TK, scores_hTK, blocks)
+
+    @staticmethod
+    def backward(ctx, grad_TEv: Tensor):
+        table_nv, rows_TK, blocks_TK, scores_hTK = ctx.saved_tensors
+        owner = table_nv if ctx.owner is None else ctx.owner
+        target_nv = gradient_of(owner) if ctx.needs_input_grad[0] else None
+        scores_grad = pool_backward(
+            grad_TEv.flatten(0, 1),
+            table_nv,
+            rows_TK.reshape(-1),
+            group_of(blocks_TK, ctx.blocks),
+            scores_hTK.flatten(1),
+            table_grad_NV=target_nv,
+            scores_need_grad=ctx.needs_input_grad[3],
+        )
+        table_grad = None if target_nv is None else handed_over(target_nv, owner)
+        return table_grad, None, None, None if scores_grad is None else scores_grad.view(scores_hTK.shape), None

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ultramem_megatron.parallel.partition.base import Picks, Shard, ValuePartition
-from ultramem_megatron.parallel.partition.pooling import multiply_rows, pool, read_rows
+from ultramem_megatron.parallel.partition.pooling import multiply_rows, pool_rows
 
 
 class Replicated(ValuePartition):
@@ -18,11 +18,19 @@ class Replicated(ValuePartition):
         return picks
 
     def lookup(self, shard_nv: Tensor, dispatched: Picks) -> Tensor:
-        return read_rows(shard_nv, dispatched.rows_TK)
+        value_dim = self.table.value_dim
+        return pool_rows(
+            shard_nv,
+            dispatched.rows_TK,
+            dispatched.blocks_TK,
+            dispatched.scores_hTK,
+            self.table.blocks,
+            range(value_dim),
+            value_dim,
+        )
 
     async def combine(self, found: Tensor, dispatched: Picks) -> Tensor:
-        value_dim = self.table.value_dim
-        return pool(found, dispatched.blocks_TK, dispatched.scores_hTK, self.table.blocks, range(value_dim), value_dim)
+        return found
 
     async def dispatch_products(
         self, rows_TK: Tensor, vectors_TV: Tensor, tokens: Sequence[int]

@@ -3,28 +3,35 @@
 import torch
 from torch import Tensor
 
+from ultramem_kernels.pool import fetch_rows
 from ultramem_megatron.parallel.precision import wide_type
 
 # Letters: n, v this rank's rows and columns; T tokens, K picks per token.
 
-PART_ELEMENTS = 2**24
-"""Rows are multiplied so many elements at a time, 64 MiB in fp32: what all picks read would be gigabytes."""
+PART_ELEMENTS = 2**19
+"""Rows are multiplied so many elements at a time, 2 MiB in fp32, which stay in a CPU's cache."""
+CUDA_PART_ELEMENTS = 2**24
+"""64 MiB: enough to keep a GPU busy, where what all picks read would be gigabytes."""
 
 
 def parts(rows: Tensor, width: int) -> list[slice]:
-    """Consecutive entries of ``rows`` whose rows, ``width`` wide, hold ``PART_ELEMENTS`` together; one at least.
+    """Consecutive entries of ``rows`` whose rows, ``width`` wide, hold the elements of a part together; one at least.
 
     Args:
         rows: Row numbers, [T, K] or one after the other.
         width: Columns read of each.
     """
-    size = max(1, PART_ELEMENTS // max(1, rows[:1].numel() * width))
+    elements = CUDA_PART_ELEMENTS if rows.is_cuda else PART_ELEMENTS
+    size = max(1, elements // max(1, rows[:1].numel() * width))
     return [slice(start, start + size) for start in range(0, rows.shape[0], size)]
 
 
 def take_rows(table_nv: Tensor, rows: Tensor) -> Tensor:
     """[*rows.shape, v]."""
-    return table_nv.index_select(0, rows.reshape(-1)).view(*rows.shape, table_nv.shape[1])
+    flat = rows.reshape(-1)
+    ahead = table_nv.device.type == "cpu" and table_nv.is_contiguous()
+    read = fetch_rows(table_nv, flat) if ahead else table_nv.index_select(0, flat)
+    return read.view(*rows.shape, table_nv.shape[1])
 
 
 def gradient_of(table_nv: Tensor) -> Tensor:

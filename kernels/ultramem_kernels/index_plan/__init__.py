@@ -1,0 +1,5 @@
+"""Which picks name the same row: sorted, cut into runs, and these into chunks of a fixed length."""
+
+from ultramem_kernels.index_plan.plan import CHUNK_PICKS, IndexPlan, make_plan
+
+__all__ = ["CHUNK_PICKS", "IndexPlan", "make_plan"]

@@ -1,0 +1,138 @@
+"""Every Triton kernel, interpreted on a CPU, against its reference. Small: a program takes 15 ms."""
+
+import pytest
+import torch
+
+from ultramem_kernels.candidates import best_candidates_reference
+from ultramem_kernels.grid_top_m import grid_top_m_reference
+from ultramem_kernels.index_plan import CHUNK_PICKS
+from ultramem_kernels.pool import group_of, pool_groups_reference, pool_reference, torch_path
+from ultramem_kernels.table_update import AdamW, update_table, update_table_reference
+from ultramem_megatron.testing.tolerances import assert_agrees
+
+pytestmark = pytest.mark.usefixtures("interpreter")
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.mark.parametrize("index_type", [torch.int32, torch.int64], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("tokens", "picks", "width", "blocks", "cores"),
+    [
+        pytest.param(3, 19, 48, 4, 2, id="rows repeat, slices of 24"),
+        pytest.param(2, 5, 72, 3, 1, id="two tiles, three blocks"),
+        pytest.param(2, 7, 16, 9, 2, id="more blocks than masks"),
+        pytest.param(0, 4, 16, 1, 1, id="no tokens"),
+    ],
+)
+def test_pool(
+    tokens: int, picks: int, width: int, blocks: int, cores: int, dtype: torch.dtype, index_type: torch.dtype
+) -> None:
+    from ultramem_kernels.pool import triton_kernel
+
+    table, rows = torch.randn(11, width).to(dtype), torch.randint(11, (tokens, picks), dtype=index_type)
+    chosen = torch.randint(blocks, (tokens, picks), dtype=torch.uint8)
+    scores = torch.randn(cores, tokens, picks).to(dtype)
+    found = triton_kernel.pool(table, rows, chosen, scores, blocks)
+    expected = pool_reference(table.double(), rows, chosen, scores.double(), blocks)
+    assert found.dtype is dtype
+    assert_agrees(found, expected, computed_in=dtype)
+
+
+def test_pool_groups() -> None:
+    from ultramem_kernels.pool import triton_kernel
+
+    table, rows = torch.randn(9, 24), torch.randint(9, (25,), dtype=torch.int32)
+    groups = torch.tensor([0] * 18 + [2] * 3 + [3] * 4)
+    scores = torch.randn(25, 2).t()
+    found = triton_kernel.pool_groups(table, rows, groups, scores, 5)
+    assert_agrees(found, pool_groups_reference(table, rows, groups, scores, 5).double(), computed_in=torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("wanted", ["both", "table", "scores"])
+def test_gradients(dtype: torch.dtype, wanted: str) -> None:
+    """One row is in three chunks, one in exactly one, others are picked once or not at all."""
+    from ultramem_kernels.pool import triton_kernel
+
+    rows = torch.cat([torch.full((2 * CHUNK_PICKS + 3,), 4), torch.full((CHUNK_PICKS,), 1), torch.tensor([0, 6, 8, 6])])
+    rows = rows[torch.randperm(len(rows))].int()
+    picks, width = len(rows), 24
+    chosen = torch.randint(2, (picks, 1), dtype=torch.uint8)
+    inputs = (
+        torch.randn(2 * picks, width).to(dtype),
+        torch.randn(9, width).to(dtype),
+        rows,
+        group_of(chosen, 2),
+        torch.randn(2, picks).to(dtype),
+    )
+    into = torch.full((9, width), 0.5) if wanted != "scores" else None
+    scores_grad = torch.full((2, picks), torch.nan) if wanted != "table" else None
+    triton_kernel.backward(*inputs, into, scores_grad)
+    expected_into, expected_scores = torch.full((9, width), 0.5).double(), torch.empty(2, picks).double()
+    grad, table, _, group, scores = inputs
+    torch_path.backward(grad.double(), table.double(), rows, group, scores.double(), expected_into, expected_scores)
+    if into is not None:
+        assert_agrees(into, expected_into, computed_in=torch.float32, summed_terms=2 * CHUNK_PICKS)
+    if scores_grad is not None:
+        assert_agrees(scores_grad, expected_scores, computed_in=torch.float32, summed_terms=width)
+
+
+@pytest.mark.parametrize("equal", [False, True], ids=["random", "all equal"])
+def test_candidates(equal: bool) -> None:
+    from ultramem_kernels.candidates import triton_kernel
+
+    scores, direction = torch.randn(2, 2, 3, 150), torch.randn(2, 2)
+    if equal:
+        scores.zero_()
+    found = triton_kernel.best_candidates(scores, direction, 13)
+    assert torch.equal(found, best_candidates_reference(scores, direction, 13).sort(dim=2).values)
+
+
+@pytest.mark.parametrize(
+    ("components", "slab_places"), [(1, 8192), (2, 8192), (2, 20)], ids=["one component", "two", "slabs of two rows"]
+)
+def test_grid(components: int, slab_places: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ultramem_kernels.grid_top_m import triton_kernel
+
+    monkeypatch.setattr(triton_kernel, "SLAB_PLACES", slab_places)
+    rows, columns = torch.randn(2, 3, 2, components, 9).unbind(0)
+    core = torch.randn(2, components, components)
+    found = triton_kernel.grid_top_m(rows, columns, core, 11)
+    assert torch.equal(found, grid_top_m_reference(rows, columns, core, 11).sort(dim=2).values)
+
+
+@pytest.mark.parametrize("where", ["cpu", "kernel"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_update(dtype: torch.dtype, where: str) -> None:
+    """Two steps, against torch's AdamW in fp32; the bf16 copy is the master rounded once, the gradient is cleared."""
+    from ultramem_kernels.table_update import triton_kernel
+
+    settings = AdamW(learning_rate=0.01, beta1=0.9, beta2=0.99, epsilon=1e-8, weight_decay=0.1)
+    master = torch.randn(3, 40)
+    weight = master.clone() if dtype is torch.float32 else master.to(dtype)
+    state = [master, torch.zeros(3, 40), torch.zeros(3, 40)]
+    oracle = torch.nn.Parameter(master.clone())
+    adam = torch.optim.AdamW([oracle], lr=0.01, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1)
+    for step in (1, 2):
+        grad = torch.randn(3, 40)
+        oracle.grad = grad.clone()
+        adam.step()
+        update = update_table if where == "cpu" else triton_kernel.update_table
+        update(weight, *state, grad, step, settings)
+        assert grad.count_nonzero() == 0
+    torch.testing.assert_close(master, oracle.detach(), rtol=1e-5, atol=1e-6)
+    if where == "kernel":  # the interpreter cuts digits off where a GPU rounds
+        assert_agrees(weight, master.double(), computed_in=dtype)
+    else:
+        assert torch.equal(weight, master.to(dtype))
+
+
+def test_update_without_a_copy_equals_its_reference() -> None:
+    settings = AdamW(learning_rate=0.01, beta1=0.9, beta2=0.99, epsilon=1e-8, weight_decay=0.1)
+    given = [torch.rand(5, 8) for _ in range(4)]
+    expected = [x.clone() for x in given]
+    update_table(given[0], *given, 3, settings)
+    update_table_reference(expected[0], *expected, 3, settings)
+    for found, wanted in zip(given, expected, strict=True):
+        assert torch.equal(found, wanted)

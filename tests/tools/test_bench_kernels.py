@@ -1,0 +1,49 @@
+"""``tools/bench_kernels`` runs, compares and writes what it measured."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).parents[2] / "tools" / "bench_kernels"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(TOOL), *arguments], capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.slow
+def test_a_layer_is_measured_and_equals_plain_pytorch(tmp_path: Path) -> None:
+    out, picture = tmp_path / "layer.json", tmp_path / "layer.png"
+    words = ("--cpu", "--side", "24", "--tokens", "40", "--repeats", "2")
+    done = run(*words, "--json", str(out), "--plot", str(picture))
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    assert report["problems"] == []
+    assert [row["name"].split(",")[0] for row in report["layers"]][:3] == ["ultramem_megatron", *["plain PyTorch"] * 2]
+    assert report["layers"][0]["times_ours"] == 1 and all(row["both"] > 0 for row in report["layers"])
+    assert "| ultramem_megatron |" in done.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_every_kernel_is_measured_with_its_error(tmp_path: Path) -> None:
+    out = tmp_path / "kernels.json"
+    done = run("--model", "tiny", "--tokens", "16", "--repeats", "1", "--json", str(out))
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    ours = [line for line in report["lines"] if line["who"] == "ultramem"]
+    assert {line["phase"] for line in ours} == {"forward", "backward", "update", "stage 1", "stage 2"}
+    assert {line["draw"] for line in ours} == {"uniform", "zipf", "equal", "dense", "normal"}
+    assert all(line["error"] is not None and line["error"] <= 1e-2 for line in ours if line["phase"] != "update")
+
+
+def test_a_machine_without_a_gpu_is_told_what_it_can_do() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    done = run("--model", "151m-x12")
+    assert done.returncode == 2 and "torch sees no CUDA device; --cpu measures" in done.stderr

@@ -1,0 +1,252 @@
+"""A whole memory layer on the CPU: this project's, the same in plain PyTorch, and the package ultra-mem of PyPI."""
+
+import argparse
+import gc
+import importlib.util
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ultramem_megatron.config.load import resolve
+from ultramem_megatron.config.run import RunConfig
+
+if TYPE_CHECKING:  # importing a layer imports megatron-core
+    from ultramem_megatron.memory.layer import MemoryLayer
+
+HIDDEN, VALUE_DIM, TOP_M, BLOCKS, CORES, KEY_DIM = 512, 256, 32, 4, 2, 128
+DEFAULT_TOKENS = 1024
+UNTIMED_REPEATS = 3
+ALLOWED_ERROR = 1e-4
+"""Of output and gradients against plain PyTorch, relative to the largest element. Both are fp32."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to compute a layer."""
+
+    name: str
+    forward: Callable[[], Tensor]
+    clear: Callable[[], None]
+    """Before each pass: forget the gradients of the last one."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Weights that do not depend on the contender."""
+
+    shape: tuple[int, ...]
+    generator: torch.Generator
+
+    def normal(self) -> Tensor:
+        return torch.randn(self.shape, generator=self.generator)
+
+    def uniform(self) -> Tensor:
+        return torch.rand(self.shape, generator=self.generator)
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All contenders, in turns."""
+    torch.set_num_threads(arguments.threads)
+    tokens = (arguments.tokens or [DEFAULT_TOKENS])[0]
+    config = config_of(arguments.side, tokens)
+    with tempfile.TemporaryDirectory(prefix="ultramem-") as folder:
+        from ultramem_megatron.parallel.process import ProcessPlace, start_process
+
+        start_process(
+            ProcessPlace(rank=0, world_size=1, local_rank=0, local_world_size=1, rendezvous=f"file://{folder}/store")
+        )
+        layer = build(config)
+        x_sbD = torch.randn(tokens, 1, HIDDEN, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        cotangent_sbD = torch.randn(tokens, 1, HIDDEN, generator=torch.Generator().manual_seed(2))
+        contenders, left_out = contenders_of(layer, x_sbD, config)
+        problems = compare(contenders[:2], layer, x_sbD, cotangent_sbD)
+        seconds = time_in_turns(contenders, cotangent_sbD, arguments.repeats)
+        dist.destroy_process_group()
+    return report_of(arguments, config, tokens, seconds, problems, left_out)
+
+
+def config_of(side: int, tokens: int) -> RunConfig:
+    """An UltraMem layer with one query for all ranks and heads, as ultra-mem has it."""
+    memory = {"variant": "ultramem", "spans": "1:1", "keys_per_side": side, "value_dim": VALUE_DIM, "top_m": TOP_M}
+    memory |= {"heads": 1, "heads_per_query": 1, "key_dim": KEY_DIM, "key_layout": "full", "tucker_rank": 2}
+    memory |= {"cores": CORES, "expansion": BLOCKS}
+    model = {"layers": 1, "hidden": HIDDEN, "heads": 8, "ffn_hidden": 4 * HIDDEN, "seq_length": tokens}
+    training = {"micro_batch_size": 1, "global_batch_size": 1, "precision": "fp32"}
+    return resolve([("bench_kernels", {"model": model, "memory": memory, "training": training})])
+
+
+def build(config: RunConfig) -> "MemoryLayer":
+    """The layer with its weights set, and an fp32 ``main_grad`` for the table, as in training."""
+    from ultramem_megatron.memory.layer import LayerPlace
+    from ultramem_megatron.memory.token_share import TokenShare
+    from ultramem_megatron.memory.variants.composition import table_shape
+    from ultramem_megatron.memory.variants.registry import VARIANTS
+    from ultramem_megatron.parallel.channel import Channel
+    from ultramem_megatron.parallel.partition.replicated import Replicated
+
+    alone = dist.group.WORLD
+    assert alone is not None
+    place = LayerPlace(
+        share=TokenShare(alone, False),
+        device=torch.device("cpu"),
+        dp_cp=alone,
+        mem_dp=alone,
+        dtype=torch.float32,
+        loss_scale=1.0,
+    )
+    layer = VARIANTS[config.memory.variant](config, place, Replicated(table_shape(config), Channel(alone)))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            parameter.copy_(layer.rules[name](Draws(tuple(parameter.shape), generator)))
+    layer.auxiliary = (0.0, 0.0)  # the penalty of the core: no contender is timed with one
+    layer.begin_step()
+    layer.table.weight.main_grad = torch.zeros(layer.table.weight.shape)  # type: ignore[attr-defined]
+    return layer
+
+
+def contenders_of(layer: "MemoryLayer", x_sbD: Tensor, config: RunConfig) -> tuple[list[Contender], list[str]]:
+    """This project's layer first, then plain PyTorch twice, then ultra-mem; and who is not here."""
+    from ultramem_megatron.testing.plain_layer import plain_forward
+
+    def clear() -> None:
+        layer.zero_grad()
+        x_sbD.grad = None
+
+    contenders = [
+        Contender("ultramem_megatron", lambda: layer(x_sbD), clear),
+        Contender("plain PyTorch, table gradient into main_grad", lambda: plain_forward(layer, x_sbD), clear),
+        Contender(
+            "plain PyTorch, table gradient by autograd", lambda: plain_forward(layer, x_sbD, dense_gradient=True), clear
+        ),
+    ]
+    if importlib.util.find_spec("ultra_mem") is None:
+        return contenders, ["ultra-mem is not installed: pip install ultra-mem==0.1.2"]
+    return [*contenders, ultra_mem(x_sbD, config)], []
+
+
+def ultra_mem(x_sbD: Tensor, config: RunConfig) -> Contender:
+    """lucidrains' package, MIT; E * N virtual slots, the value dimension in one part for each core."""
+    from ultra_mem import UltraMem  # type: ignore[import-not-found]
+
+    torch.manual_seed(0)
+    layer = UltraMem(
+        dim=HIDDEN,
+        dim_values=VALUE_DIM // CORES,
+        num_memories=config.memory.num_rows * BLOCKS,
+        topk=TOP_M,
+        dim_queries_keys=KEY_DIM,
+        core_rank=2,
+        core_heads=CORES,
+        value_expansion=BLOCKS,
+    )
+
+    def clear() -> None:
+        layer.zero_grad()
+        x_sbD.grad = None
+
+    return Contender(
+        "ultra-mem (PyPI)", lambda: layer(x_sbD.transpose(0, 1), return_aux_loss=False)[0].transpose(0, 1), clear
+    )
+
+
+def compare(contenders: list[Contender], layer: "MemoryLayer", x_sbD: Tensor, cotangent_sbD: Tensor) -> list[str]:
+    """What of the first contender is not what the second computes."""
+    results = []
+    for contender in contenders:
+        main_grad = layer.table.weight.main_grad.zero_()  # type: ignore[attr-defined]
+        contender.clear()
+        output = contender.forward()
+        output.backward(cotangent_sbD)
+        found = {"output": output.detach(), "table": main_grad.clone(), "x": x_sbD.grad}
+        found |= {name: p.grad for name, p in layer.named_parameters() if p is not layer.table.weight}
+        results.append({name: tensor.clone() for name, tensor in found.items() if tensor is not None})
+        contender.clear()
+    problems = []
+    for name, expected in results[1].items():
+        error = float((results[0][name] - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+        if not error <= ALLOWED_ERROR:
+            problems.append(f"{name} is off by {error:.1e} of its largest element, allowed {ALLOWED_ERROR:.0e}")
+    return problems
+
+
+def time_in_turns(contenders: list[Contender], cotangent_sbD: Tensor, repeats: int) -> dict[str, list[list[float]]]:
+    """Seconds of forward and of backward, for each repeat."""
+    seconds: dict[str, list[list[float]]] = {contender.name: [] for contender in contenders}
+    for repeat in range(UNTIMED_REPEATS + repeats):
+        for contender in contenders:
+            contender.clear()
+            gc.collect()
+            begin = time.perf_counter()
+            output = contender.forward()
+            middle = time.perf_counter()
+            output.backward(cotangent_sbD)
+            end = time.perf_counter()
+            del output
+            contender.clear()
+            if repeat >= UNTIMED_REPEATS:
+                seconds[contender.name].append([middle - begin, end - middle])
+    return seconds
+
+
+def report_of(
+    arguments: argparse.Namespace,
+    config: RunConfig,
+    tokens: int,
+    seconds: dict[str, list[list[float]]],
+    problems: list[str],
+    left_out: list[str],
+) -> dict[str, Any]:
+    """Medians, and how many times as long as this project's a contender takes."""
+    rows = []
+    for name, turns in seconds.items():
+        forward, backward, both = (
+            statistics.median(column) for column in zip(*((f, b, f + b) for f, b in turns), strict=True)
+        )
+        fastest = min(f + b for f, b in turns)
+        rows.append({"name": name, "forward": forward, "backward": backward, "both": both, "fastest": fastest})
+    for row in rows:
+        row["times_ours"] = row["both"] / rows[0]["both"]
+    shape = {"hidden": HIDDEN, "rows": config.memory.num_rows, "value_dim": VALUE_DIM, "picks": TOP_M}
+    shape |= {"blocks": BLOCKS, "cores": CORES, "key_dim": KEY_DIM, "tokens": tokens}
+    return {
+        "device": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "threads": arguments.threads,
+        "repeats": arguments.repeats,
+        "shape": shape,
+        "layers": rows,
+        "left_out": left_out,
+        "problems": problems,
+        "bars": {
+            "label": "forward + backward [ms]",
+            "names": [row["name"] for row in rows],
+            "values": [1000 * row["both"] for row in rows],
+        },
+    }
+
+
+def table(report: dict[str, Any]) -> str:
+    """Markdown, for ``benchmarks/kernels/``."""
+    shape = ", ".join(f"{name} {number}" for name, number in report["shape"].items())
+    lines = [
+        f"{report['device']}, {report['threads']} threads, torch {report['torch']}; {shape}.",
+        f"Medians of {report['repeats']}, contenders in turns.",
+        "",
+        "| layer | forward [ms] | backward [ms] | both [ms] | times ours |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for row in report["layers"]:
+        parts = " | ".join(f"{1000 * row[name]:.1f}" for name in ("forward", "backward", "both"))
+        lines.append(f"| {row['name']} | {parts} | {row['times_ours']:.2f} |")
+    return "\n".join(
+        [*lines, "", *report["left_out"], *(f"WRONG: {problem}" for problem in report["problems"])]
+    ).rstrip()
