@@ -34,6 +34,9 @@ CPU_NAMES = {
     "torch.cuda.BFloat16Tensor": "torch.BFloat16Tensor",
 }
 
+NORM_BLOCK_ELEMENTS = 2**20
+"""Gradients are added up so many at a time."""
+
 
 def install() -> None:
     """Make megatron-core run on CPU tensors. Call it in each process, before megatron-core is used; twice is once.
@@ -173,7 +176,9 @@ def _sum_norm_in_fp64() -> list[Undo]:
     from megatron.core.optimizer import clip_grads
 
     def l2_norm(chunk_size: int, overflow: torch.Tensor, lists: Any, per_tensor: bool) -> tuple[torch.Tensor, None]:
-        norms = [torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in lists[0]]
+        # in blocks: on the host the conversion is a copy, which for a table's gradient would be twice its size
+        blocks = [block for tensor in lists[0] for block in tensor.view(-1).split(NORM_BLOCK_ELEMENTS)]
+        norms = [torch.linalg.vector_norm(block, dtype=torch.float64) for block in blocks]
         return torch.linalg.vector_norm(torch.stack(norms)).float().reshape(1), None
 
     return [put(clip_grads, "l2_norm_impl", l2_norm)]

@@ -25,6 +25,7 @@ _SUMMARY_FIELDS = {
     "parallelism": ("tensor", "pipeline", "virtual_pipeline", "sequence", "expert"),
     "training": ("global_batch_size", "micro_batch_size", "precision", "recompute"),
 }
+_TABLE_OPTIMIZER_FIELDS = ("table_exp_avg_dtype", "table_exp_avg_sq_dtype")
 _MEMORY_FIELDS = (
     *("spans", "keys_per_side", "top_m", "heads", "heads_per_query", "key_dim", "key_layout"),
     *("value_dim", "pre_value_dim", "tucker_rank", "cores", "expansion", "query_conv_kernel", "normalize_keys"),
