@@ -193,6 +193,18 @@ def _give_numpy_splits() -> list[Undo]:
     return [put(token_dispatcher, "maybe_move_tensor_to_cpu", maybe_move_tensor_to_cpu)]
 
 
+def _exchange_buffers_in_blocks() -> list[Undo]:
+    from megatron.core.distributed import param_and_grad_buffer
+
+    from ultramem_megatron.parallel import host_exchange
+
+    return [
+        put(param_and_grad_buffer, "_coalescing_manager", host_exchange.coalesced),
+        put(param_and_grad_buffer, "dist_reduce_scatter_func", host_exchange.reduce_scatter),
+        put(param_and_grad_buffer, "dist_all_gather_func", host_exchange.all_gather),
+    ]
+
+
 ENTRIES: tuple[Entry, ...] = (
     Entry(
         name="current device",
@@ -252,6 +264,13 @@ ENTRIES: tuple[Entry, ...] = (
         " that the norm would depend on how many of them a rank holds",
         instead="the same sum in fp64",
         apply=_sum_norm_in_fp64,
+    ),
+    Entry(
+        name="buffer exchange",
+        why="distributed/param_and_grad_buffer.py sums gradients and gathers weights one whole buffer at a time, which"
+        " gloo copies before it starts: as much memory again as the gradient of a value table",
+        instead="the same collectives on blocks of the buffer, and none in a group of one rank",
+        apply=_exchange_buffers_in_blocks,
     ),
     Entry(
         name="loss scale",

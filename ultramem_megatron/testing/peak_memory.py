@@ -1,7 +1,7 @@
 """What real training steps take of a process's memory, part by part, beside what the plan says."""
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,17 @@ class PeakMemory:
 
     def _now(self) -> int:
         return torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else _process_status()["RssAnon"]
+
+
+def largest_allocation(work: Callable[[], Any]) -> int:
+    """Bytes of the largest single block that torch allocates on the host while it does ``work``.
+
+    Blocks that operations take for themselves are among them; those of collectives, which other threads run, are not.
+    """
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    events = profile.profiler.kineto_results.events()
+    return max((event.nbytes() for event in events if event.name() == "[memory]"), default=0)
 
 
 def measure_training(config: RunConfig, steps: int, device: torch.device) -> MeasuredMemory:
