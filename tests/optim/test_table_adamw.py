@@ -175,9 +175,15 @@ def test_touched_rows_are_found_across_blocks(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(table_adamw, "BLOCK_ELEMENTS", 4 * WIDTH)
     gradients = torch.zeros(ROWS, WIDTH)
     gradients[[0, 3, 4, 31, 49], [0, 11, 5, 1, 11]] = torch.tensor([1.0, -1e-30, math.nan, math.inf, 2.0])
-    assert touched_rows(gradients).tolist() == [0, 3, 4, 31, 49]
-    assert touched_rows(torch.zeros(ROWS, WIDTH)).tolist() == []
-    assert touched_rows(torch.zeros(0, WIDTH)).tolist() == []
+    rows, whole = touched_rows(gradients)
+    assert rows.tolist() == [0, 3, 4, 31, 49]
+    assert not whole
+    gradients[rows] = -1e-30
+    assert touched_rows(gradients)[1]
+    for quiet in (torch.zeros(ROWS, WIDTH), torch.zeros(0, WIDTH)):
+        rows, whole = touched_rows(quiet)
+        assert rows.tolist() == []
+        assert whole
 
 
 @pytest.mark.parametrize("types", [(FP32, FP32), (BF16, BF16)], ids=str)

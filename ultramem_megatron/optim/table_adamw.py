@@ -12,7 +12,7 @@ from torch.optim.adamw import adamw
 # Letters: R rows of a shard that this rank updates, v their width; B rows of a block, U touched rows of one.
 
 BLOCK_ELEMENTS = 2**21
-"""Updated at a time, which bounds what a step allocates: some eight tensors of 8 MiB, whatever the size of the table."""
+"""Updated at a time, which bounds what a step allocates: some eight tensors of 8 MiB, whatever the table's size."""
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -91,7 +91,7 @@ class TableAdamW(AdamW):
                 group["step"] = group.get("step", 0) + 1
             for parameter in group["params"]:
                 if parameter.grad is not None and parameter.numel():
-                    self._update(parameter, group)
+                    self._update(parameter, parameter.grad, group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, which gives moments the type of the parameter; here they have their own."""
@@ -101,13 +101,13 @@ class TableAdamW(AdamW):
                 if name in state:
                     state[name] = state[name].to(self.moment_types[name])
 
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         for name, dtype in self.moment_types.items():
             if name not in state:
                 state[name] = torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
         steps_before = self._count_step(parameter, group)
-        flat = (parameter.detach(), parameter.grad, state["exp_avg"], state["exp_avg_sq"])
+        flat = (parameter.detach(), gradient, state["exp_avg"], state["exp_avg_sq"])
         update = lazy_step if self.lazy else dense_step
         pieces = (self.places[parameter].pieces(tensor) for tensor in flat)
         for rows in map(_Rows, *pieces):
@@ -159,24 +159,32 @@ def dense_step(rows: _Rows, group: dict[str, Any], steps_before: Tensor) -> None
 
 def lazy_step(rows: _Rows, group: dict[str, Any], steps_before: Tensor) -> None:
     """One step of the elements with a gradient: their rows are copied out, block by block, and put back."""
+    touched, whole = touched_rows(rows.gradients)
     targets = (rows.weights, rows.exp_avg, rows.exp_avg_sq)
-    for places_U in touched_rows(rows.gradients).split(_block_rows(rows)):
+    for places_U in touched.split(_block_rows(rows)):
         gradients_Uv = rows.gradients[places_U]
         weights_Uv, *moments_Uv = (target[places_U].float() for target in targets)
         adam_step(_Rows(weights_Uv, gradients_Uv, *moments_Uv), group, steps_before)
-        touched_Uv = gradients_Uv != 0
         for target, updated_Uv in zip(targets, (weights_Uv, *moments_Uv), strict=True):
-            target[places_U] = torch.where(touched_Uv, updated_Uv.to(target.dtype), target[places_U])
+            updated_Uv = updated_Uv.to(target.dtype)
+            if not whole:
+                updated_Uv = torch.where(gradients_Uv != 0, updated_Uv, target[places_U])
+            target.index_copy_(0, places_U, updated_Uv)
 
 
-def touched_rows(gradients_Rv: Tensor) -> Tensor:
-    """int64, ascending, the rows that are not all zero. The one wait for the device of a table's step."""
-    flags = torch.empty(gradients_Rv.shape[0], dtype=torch.bool, device=gradients_Rv.device)
+def touched_rows(gradients_Rv: Tensor) -> tuple[Tensor, bool]:
+    """int64, ascending, the rows that are not all zero; and whether all of their elements are touched, as is usual.
+
+    Here a table's step waits for the device.
+    """
+    some_R, all_R = torch.empty(2, gradients_Rv.shape[0], dtype=torch.bool, device=gradients_Rv.device)
     size = max(1, BLOCK_ELEMENTS // max(1, gradients_Rv.shape[1]))
     for start in range(0, gradients_Rv.shape[0], size):
         part = slice(start, start + size)
-        torch.any(gradients_Rv[part] != 0, dim=1, out=flags[part])
-    return flags.nonzero().squeeze(1)
+        touched_Bv = gradients_Rv[part] != 0
+        torch.any(touched_Bv, dim=1, out=some_R[part])
+        torch.all(touched_Bv, dim=1, out=all_R[part])
+    return some_R.nonzero().squeeze(1), torch.equal(some_R, all_R)
 
 
 def _block_rows(rows: _Rows) -> int:

@@ -239,7 +239,7 @@ def summarize_config(config: RunConfig) -> dict[str, int | str | bool]:
     """The settings a plan depends on. Those of the memory layers are absent from a dense model."""
     chosen = dict(_SUMMARY_FIELDS)
     if config.memory.variant != VariantName.NONE:
-        chosen["memory"] = _MEMORY_FIELDS
+        chosen |= {"memory": _MEMORY_FIELDS, "optimizer": _TABLE_OPTIMIZER_FIELDS}
     summary: dict[str, int | str | bool] = {"memory.variant": str(config.memory.variant)}
     for section, names in chosen.items():
         for name in names:
