@@ -56,10 +56,10 @@ def build_optimizer(config: RunConfig, chunks: list[DistributedDataParallel], gr
         optimizer, chunks, config_overrides=overrides, use_gloo_process_groups=False, pg_collection=groups.gradients
     )
     for part in built.chained_optimizers:
+        if not HAVE_APEX_OR_TE:
+            _use_fused_kernel(part)
         if settings.own_table_step and holds_tables(part):
             part.optimizer = _table_optimizer(part, settings)
-        elif not HAVE_APEX_OR_TE:
-            _use_fused_kernel(part)
     return built
 
 
@@ -84,6 +84,9 @@ def _table_optimizer(part: DistributedOptimizer, settings: SettingsOfOptimizer) 
 
 
 def _use_fused_kernel(part: DistributedOptimizer) -> None:
-    """Let torch's AdamW update each parameter in one pass; else it allocates twice its size (on a GPU: of all)."""
+    """Let torch's AdamW update each parameter in one pass; else it allocates twice its size (on a GPU: of all).
+
+    Checkpoints keep this with the group.
+    """
     for group in part.optimizer.param_groups:
         group["fused"] = True

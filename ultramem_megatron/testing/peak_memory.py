@@ -30,6 +30,8 @@ class MeasuredMemory:
     """Highest while model, buffers and optimizer were made."""
     step_peak: int
     """Highest during steps; the first, in which buffers are touched and moments are made, is not among them."""
+    save_peak: int | None
+    """Highest while a checkpoint was saved after the steps, if one was."""
     held: dict[str, int]
     """Sizes of the tensors that outlive a step, by the names that the plan uses."""
 
@@ -85,10 +87,16 @@ def largest_allocation(work: Callable[[], Any]) -> int:
     return max((event.nbytes() for event in events if event.name() == "[memory]"), default=0)
 
 
-def measure_training(config: RunConfig, steps: int, device: torch.device) -> MeasuredMemory:
+def measure_training(
+    config: RunConfig, steps: int, device: torch.device, save_to: Path | None = None
+) -> MeasuredMemory:
     """Train ``steps`` steps and one before them. Collective over the world; megatron-core is set up and imported.
 
-    Only what the steps need is built: no checkpoints, no validation, no metrics.
+    Args:
+        config: Of the run. Only what steps need is built: no validation, no metrics.
+        steps: Measured.
+        device: Of this process.
+        save_to: Folder of checkpoints to save one into afterwards.
     """
     from ultramem_megatron.data.dataset import open_training_data
     from ultramem_megatron.planning.choose import choose_plan
@@ -107,7 +115,21 @@ def measure_training(config: RunConfig, steps: int, device: torch.device) -> Mea
     peak.reset()
     for _ in range(steps):
         train_step(state, next(batches))
-    return MeasuredMemory(set_up_peak=set_up_peak, step_peak=peak.bytes(), held=held_bytes(state))
+    step_peak = peak.bytes()
+    return MeasuredMemory(
+        set_up_peak=set_up_peak,
+        step_peak=step_peak,
+        save_peak=_peak_of_save(state, save_to, peak) if save_to else None,
+        held=held_bytes(state),
+    )
+
+
+def _peak_of_save(state: Any, folder: Path, peak: PeakMemory) -> int:
+    from ultramem_megatron.training.checkpointing import SaveCheckpoints
+
+    peak.reset()
+    SaveCheckpoints(folder, "measured", saved_step=0).on_exit(state)
+    return peak.bytes()
 
 
 def held_bytes(state: Any) -> dict[str, int]:
