@@ -152,6 +152,20 @@ RULES = [
     (["optimizer.beta2=1.1"], r"^optimizer\.beta2 = 1\.1 must lie between 0 and 1$"),
     (["optimizer.weight_decay=-1"], r"^optimizer\.weight_decay = -1\.0 must not be negative$"),
     (["optimizer.clip_gradient=-1"], r"^optimizer\.clip_gradient = -1\.0 must not be negative$"),
+    (
+        ["optimizer.table_exp_avg_sq_dtype=bf16", "optimizer.beta2=0.999"],
+        r"^optimizer\.table_exp_avg_sq_dtype = bf16 with optimizer\.beta2 = 0\.999: .* lower beta2 to 0\.99 or less",
+    ),
+    (["optimizer.table_exp_avg_dtype=bf16", "optimizer.beta1=0.995"], r"^optimizer\.table_exp_avg_dtype = bf16 with "),
+    (
+        ["optimizer.optimizer_cpu_offload=true"],
+        r"^optimizer\.optimizer_cpu_offload = true is not offered: .* to false,",
+    ),
+    (
+        ["memory.variant=none", "optimizer.table_update=lazy", "optimizer.table_exp_avg_dtype=bf16"],
+        r"^optimizer\.table_update = lazy, optimizer\.table_exp_avg_dtype = bf16 is for value tables, and "
+        r"memory\.variant = none has none; leave it out",
+    ),
     # the rest
     (["checkpoint.interval=-1"], r"^checkpoint\.interval = -1 must be 0 or a number of steps$"),
     (['data.folder=""'], r"^data\.folder is empty; name a folder made by `ultramem data build`$"),

@@ -21,6 +21,7 @@ from torch import nn
 
 from ultramem_megatron.parallel import cpu_seam, mcore_repairs, patching
 from ultramem_megatron.testing.distributed import run_distributed
+from ultramem_megatron.testing.peak_memory import PeakMemory, largest_allocation
 
 ALL = (*cpu_seam.ENTRIES, *mcore_repairs.REPAIRS)
 NO_CUDA = "CUDA|NVIDIA"  # "not compiled with CUDA", or "no NVIDIA driver" in a build with CUDA
@@ -313,6 +314,41 @@ def check_adam_step() -> None:
     assert [state["step"].item() for state in optimizer.optimizer.state.values()] == [2.0, 2.0]
 
 
+def check_scaling_in_place() -> None:
+    from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+
+    parameter = nn.Parameter(torch.zeros(1000, 1000))
+    parameter.grad = torch.full_like(parameter, 3.0)
+    largest = largest_allocation(lambda: clip_grad_by_total_norm_fp32([parameter], max_norm=1.0, total_norm=3.0))
+    torch.testing.assert_close(parameter.grad, torch.ones(1000, 1000), rtol=1e-6, atol=0)
+    assert largest < parameter.nbytes, "a copy was made"
+
+
+def check_exchange_in_blocks() -> None:
+    from megatron.core import parallel_state
+    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+
+    parallel_state.initialize_model_parallel()
+    rank = dist.get_rank()
+    module = nn.Linear(4096, 4097, bias=False)  # 64 MiB; two blocks are exchanged at each end, the last one smaller
+    ddp_config = DistributedDataParallelConfig(use_distributed_optimizer=True, average_in_collective=False)
+    model = DistributedDataParallel(small_config(), ddp_config, module)
+    (buffer,) = model.buffers
+    own = buffer.grad_data.numel() // 2 * rank
+    half = slice(own, own + buffer.grad_data.numel() // 2)
+    buffer.grad_data.copy_(torch.arange(buffer.grad_data.numel()) % 1000 + rank)
+    buffer.param_data.fill_(-1.0)
+    buffer.param_data[half] = float(rank)
+    peak = PeakMemory(torch.device("cpu"))
+    model.start_grad_sync()
+    model.start_param_sync()
+    copied = peak.bytes()
+    summed = torch.arange(buffer.grad_data.numel()) % 1000 + 0.5  # the mean of two ranks
+    assert torch.equal(buffer.grad_data[half], summed[half])
+    assert buffer.param_data.view(2, -1).eq(torch.tensor([[0.0], [1.0]])).all()
+    assert copied < buffer.grad_data.nbytes // 2, f"{copied} bytes copied"
+
+
 PROBES = {
     "current device": Probe(check_buffers, NO_CUDA),
     "Tensor.cuda": Probe(check_restore_to_device, NO_CUDA),
@@ -321,6 +357,7 @@ PROBES = {
     "random generator warning": Probe(check_no_warning, "CPU RNG state changed"),
     "gradient clipping": Probe(check_clipping, NO_CUDA),
     "gradient norm": Probe(check_norm_precision, NO_CUDA),
+    "buffer exchange": Probe(check_exchange_in_blocks, "bytes copied", world_size=2),
     "loss scale": Probe(check_loss_scale, NO_CUDA),
     "parameter types": Probe(check_parameter_types, r"Received torch\.FloatTensor"),
     "schedules": Probe(check_schedule, NO_CUDA),
@@ -333,6 +370,7 @@ PROBES = {
     "rerun verdict": Probe(check_rerun_verdict, NO_CUDA, world_size=2),
     "router gemm": Probe(check_router, "te_general_gemm"),
     "Adam step": Probe(check_adam_step, "step"),
+    "gradient scale": Probe(check_scaling_in_place, "a copy was made"),
 }
 
 

@@ -49,6 +49,16 @@ def test_fp32_needs_no_master_weights() -> None:
     assert weight_state_bytes(100, element_bytes=2, optimizer_ranks=4) == (200, 400, 300)
 
 
+@pytest.mark.parametrize(("precision", "state"), [("bf16", 4 + 2 + 4), ("fp32", 2 + 4)])
+def test_moments_of_tables_may_be_narrower(precision: str, state: int) -> None:
+    """The first in bf16, the second in fp32; those of the dense part stay fp32."""
+    plain = cost(make_config(precision), NUMBER_WISE, 2)
+    narrow = cost(make_config(precision, optimizer={"table_exp_avg_dtype": "bf16"}), NUMBER_WISE, 2)
+    assert narrow.table_optimizer == 2 * 320_000 * state / 2
+    assert plain.table_optimizer - narrow.table_optimizer == 2 * 320_000 * 2 / 2
+    assert narrow.dense_optimizer == plain.dense_optimizer
+
+
 def test_the_largest_shard_counts() -> None:
     assert shard_elements(10, 6, NUMBER_WISE, 3) == 4 * 6
     assert shard_elements(10, 6, PartitionName.NUMBER_WISE_POOLED, 3) == 4 * 6

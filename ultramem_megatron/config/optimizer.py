@@ -1,9 +1,30 @@
 """AdamW, its schedule, and the value tables' own learning rate."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from ultramem_megatron.config.check import require_positive
 from ultramem_megatron.errors import ConfigError
+
+BF16_MOST_BETA = 0.99
+"""A bf16 number has 8 bits: a change of a moment by less than 2**-8 of itself is lost to rounding, and 1 - beta is the
+part that a step without gradient takes away."""
+
+
+class TableUpdate(StrEnum):
+    """Which rows of the value tables an optimizer step changes (``optim/README.md``)."""
+
+    DENSE = "dense"
+    """All: AdamW as it is."""
+    LAZY = "lazy"
+    """Those with a gradient in this step; the others keep weights and moments, and do not decay."""
+
+
+class MomentType(StrEnum):
+    """Type in which a moment is kept from step to step; it is computed in fp32."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +56,19 @@ class OptimizerConfig:
     value_lr_decay_fraction: float = 1.0
     """... falling linearly to 1 over this share of all steps. The paper does not state the span."""
 
+    table_update: TableUpdate = TableUpdate.DENSE
+    """Of value tables: ``dense`` (AdamW, exactly) or ``lazy`` (rows without gradient stay as they are, which costs less
+    time where a step picks a small part of a table)."""
+
+    table_exp_avg_dtype: MomentType = MomentType.FP32
+    """Type of the first moment of value tables: ``fp32`` or ``bf16``. Megatron's word is exp_avg_dtype, for all."""
+
+    table_exp_avg_sq_dtype: MomentType = MomentType.FP32
+    """Type of the second moment of value tables: ``fp32`` or ``bf16``."""
+
+    optimizer_cpu_offload: bool = False
+    """Megatron's, which is refused: see ``_check_offload``."""
+
     def __post_init__(self) -> None:
         for name in ("learning_rate", "epsilon", "value_lr_multiplier", "value_lr_decay_fraction"):
             require_positive(f"optimizer.{name}", getattr(self, name))
@@ -48,3 +82,36 @@ class OptimizerConfig:
         for name in ("weight_decay", "clip_gradient"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"optimizer.{name} = {getattr(self, name)} must not be negative")
+        self._check_moments()
+        self._check_offload()
+
+    def _check_moments(self) -> None:
+        for name, beta in (("table_exp_avg_dtype", "beta1"), ("table_exp_avg_sq_dtype", "beta2")):
+            if getattr(self, name) is MomentType.BF16 and getattr(self, beta) > BF16_MOST_BETA:
+                raise ConfigError(
+                    f"optimizer.{name} = bf16 with optimizer.{beta} = {getattr(self, beta)}: a step would change the "
+                    f"moment by less than bf16 can hold, and it would stand still; lower {beta} to {BF16_MOST_BETA} or "
+                    f"less, or set {name} to fp32"
+                )
+
+    def _check_offload(self) -> None:
+        """megatron-core 0.16.1 has it for all parameters or none, needs CUDA for it, and each step moves every gradient
+        and weight over the bus, however few rows were touched. It was never run with tables (``optim/README.md``)."""
+        if self.optimizer_cpu_offload:
+            raise ConfigError(
+                "optimizer.optimizer_cpu_offload = true is not offered: megatron-core would keep the state of all "
+                "parameters on the host, not of tables alone, and send a table's whole gradient there in each step; "
+                "set it to false, and share the tables among more ranks or set optimizer.table_exp_avg_dtype and "
+                "table_exp_avg_sq_dtype to bf16"
+            )
+
+    @property
+    def own_table_step(self) -> tuple[str, ...]:
+        """The settings, if any, that make the step of value tables another than that of the dense model."""
+        settings = []
+        if self.table_update is not TableUpdate.DENSE:
+            settings.append(f"optimizer.table_update = {self.table_update}")
+        for name in ("table_exp_avg_dtype", "table_exp_avg_sq_dtype"):
+            if getattr(self, name) is not MomentType.FP32:
+                settings.append(f"optimizer.{name} = {getattr(self, name)}")
+        return tuple(settings)

@@ -33,6 +33,7 @@ class RunConfig:
         self._check_pipeline()
         self._check_spans()
         self._check_experts()
+        self._check_table_step()
 
     def _check_tensor_parallel(self) -> None:
         tensor = self.parallelism.tensor
@@ -78,6 +79,13 @@ class RunConfig:
             raise ConfigError(
                 f"parallelism.expert = {expert} with memory.variant = {self.memory.variant}: value tables travel in "
                 "Megatron's expert buffers, which serve one of the two; set parallelism.expert to 1"
+            )
+
+    def _check_table_step(self) -> None:
+        if self.optimizer.own_table_step and not self.memory.span_list:
+            raise ConfigError(
+                f"{', '.join(self.optimizer.own_table_step)} is for value tables, and memory.variant = "
+                f"{self.memory.variant} has none; leave it out, or choose a variant with memory layers"
             )
 
     def check_world_size(self, world_size: int) -> None:

@@ -1,5 +1,6 @@
 """DDP and the distributed optimizer around the model chunks."""
 
+import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import (
     ChainedOptimizer,
@@ -8,13 +9,19 @@ from megatron.core.optimizer import (
     get_megatron_optimizer,
     get_standard_config_overrides,
 )
+from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE, DistributedOptimizer
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import nn
 
+from ultramem_megatron.config.optimizer import MomentType, TableUpdate
+from ultramem_megatron.config.optimizer import OptimizerConfig as SettingsOfOptimizer
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.config.training import Precision
 from ultramem_megatron.optim.schedule import VALUE_RATE
+from ultramem_megatron.optim.table_adamw import RowPlace, TableAdamW
 from ultramem_megatron.parallel.groups import Groups
+
+_DTYPES = {MomentType.FP32: torch.float32, MomentType.BF16: torch.bfloat16}
 
 
 def wrap_in_ddp(
@@ -45,6 +52,41 @@ def build_optimizer(config: RunConfig, chunks: list[DistributedDataParallel], gr
     )
     overrides = get_standard_config_overrides(optimizer)
     overrides[ParamKey(name="*memory.layers.*.table.weight")] = {VALUE_RATE: settings.value_lr_multiplier}
-    return get_megatron_optimizer(
+    built = get_megatron_optimizer(
         optimizer, chunks, config_overrides=overrides, use_gloo_process_groups=False, pg_collection=groups.gradients
     )
+    for part in built.chained_optimizers:
+        if not HAVE_APEX_OR_TE:
+            _use_fused_kernel(part)
+        if settings.own_table_step and holds_tables(part):
+            part.optimizer = _table_optimizer(part, settings)
+    return built
+
+
+def holds_tables(part: DistributedOptimizer) -> bool:
+    """Whether this is the optimizer of value tables; also on a rank whose pipeline stage has none."""
+    return any(VALUE_RATE in group for group in part.optimizer.param_groups)
+
+
+def _table_optimizer(part: DistributedOptimizer, settings: SettingsOfOptimizer) -> TableAdamW:
+    places = {}
+    for parameter, (group, order) in part.model_param_group_index_map.items():
+        master = part.optimizer.param_groups[group]["params"][order]
+        start = part._get_model_param_range_map(parameter)["param"].start
+        places[master] = RowPlace.of_range(parameter.shape[1], start)
+    return TableAdamW(
+        part.optimizer,
+        places,
+        lazy=settings.table_update is TableUpdate.LAZY,
+        moment_types=(_DTYPES[settings.table_exp_avg_dtype], _DTYPES[settings.table_exp_avg_sq_dtype]),
+        step_in_group=HAVE_APEX_OR_TE,
+    )
+
+
+def _use_fused_kernel(part: DistributedOptimizer) -> None:
+    """Let torch's AdamW update each parameter in one pass; else it allocates twice its size (on a GPU: of all).
+
+    Checkpoints keep this with the group.
+    """
+    for group in part.optimizer.param_groups:
+        group["fused"] = True

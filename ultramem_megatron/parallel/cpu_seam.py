@@ -34,6 +34,9 @@ CPU_NAMES = {
     "torch.cuda.BFloat16Tensor": "torch.BFloat16Tensor",
 }
 
+NORM_BLOCK_ELEMENTS = 2**20
+"""Gradients are added up so many at a time."""
+
 
 def install() -> None:
     """Make megatron-core run on CPU tensors. Call it in each process, before megatron-core is used; twice is once.
@@ -173,7 +176,9 @@ def _sum_norm_in_fp64() -> list[Undo]:
     from megatron.core.optimizer import clip_grads
 
     def l2_norm(chunk_size: int, overflow: torch.Tensor, lists: Any, per_tensor: bool) -> tuple[torch.Tensor, None]:
-        norms = [torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in lists[0]]
+        # in blocks: on the host the conversion is a copy, which for a table's gradient would be twice its size
+        blocks = [block for tensor in lists[0] for block in tensor.view(-1).split(NORM_BLOCK_ELEMENTS)]
+        norms = [torch.linalg.vector_norm(block, dtype=torch.float64) for block in blocks]
         return torch.linalg.vector_norm(torch.stack(norms)).float().reshape(1), None
 
     return [put(clip_grads, "l2_norm_impl", l2_norm)]
@@ -186,6 +191,18 @@ def _give_numpy_splits() -> list[Undo]:
         return tensor.numpy().copy() if as_numpy and torch.is_tensor(tensor) else tensor
 
     return [put(token_dispatcher, "maybe_move_tensor_to_cpu", maybe_move_tensor_to_cpu)]
+
+
+def _exchange_buffers_in_blocks() -> list[Undo]:
+    from megatron.core.distributed import param_and_grad_buffer
+
+    from ultramem_megatron.parallel import host_exchange
+
+    return [
+        put(param_and_grad_buffer, "_coalescing_manager", host_exchange.coalesced),
+        put(param_and_grad_buffer, "dist_reduce_scatter_func", host_exchange.reduce_scatter),
+        put(param_and_grad_buffer, "dist_all_gather_func", host_exchange.all_gather),
+    ]
 
 
 ENTRIES: tuple[Entry, ...] = (
@@ -247,6 +264,13 @@ ENTRIES: tuple[Entry, ...] = (
         " that the norm would depend on how many of them a rank holds",
         instead="the same sum in fp64",
         apply=_sum_norm_in_fp64,
+    ),
+    Entry(
+        name="buffer exchange",
+        why="distributed/param_and_grad_buffer.py sums gradients and gathers weights one whole buffer at a time, which"
+        " gloo copies before it starts: as much memory again as the gradient of a value table",
+        instead="the same collectives on blocks of the buffer, and none in a group of one rank",
+        apply=_exchange_buffers_in_blocks,
     ),
     Entry(
         name="loss scale",

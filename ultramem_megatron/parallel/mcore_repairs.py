@@ -44,6 +44,20 @@ def _separate_adam_steps() -> list[Undo]:
     ]
 
 
+def _scale_gradients_in_place() -> list[Undo]:
+    from megatron.core import utils
+    from megatron.core.optimizer import clip_grads
+
+    if clip_grads.multi_tensor_scale_impl is not utils.local_multi_tensor_scale:
+        return []
+
+    def scale(chunk_size: int, overflow: torch.Tensor, lists: list[list[torch.Tensor]], factor: float) -> None:
+        for source, target in zip(*lists, strict=True):
+            torch.mul(source, factor, out=target)
+
+    return [put(clip_grads, "multi_tensor_scale_impl", scale)]
+
+
 REPAIRS: tuple[Entry, ...] = (
     Entry(
         name="router gemm",
@@ -60,5 +74,12 @@ REPAIRS: tuple[Entry, ...] = (
         " state for the step, which is not saved in it: KeyError",
         instead="a step of its own for each parameter; a state without one keeps the step just restored",
         apply=_separate_adam_steps,
+    ),
+    Entry(
+        name="gradient scale",
+        why="optimizer/clip_grads.py clips with utils.py local_multi_tensor_scale, which computes scaled gradients in"
+        " a tensor of their own and copies them over: for a value table as much memory again as its gradient",
+        instead="a multiplication in place",
+        apply=_scale_gradients_in_place,
     ),
 )

@@ -7,6 +7,7 @@ buffers are estimates. Not counted: the reserve of the cluster, the workspace of
 from dataclasses import dataclass, fields
 
 from ultramem_megatron.config.memory import MemoryConfig, PartitionName
+from ultramem_megatron.config.optimizer import MomentType, OptimizerConfig
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.config.training import Recompute
 from ultramem_megatron.planning.comm_cost import (
@@ -29,12 +30,13 @@ from ultramem_megatron.planning.model_size import (
 )
 from ultramem_megatron.planning.workload import Workload
 
-NUM_MOMENTS = 2  # Adam
+ADAM_MOMENTS_BYTES = 2 * FP32_BYTES
+"""Of an element, unless ``optimizer.table_exp_avg_dtype`` and its like say otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryCost:
-    """Bytes of one rank. ``optimizer``: fp32 master weights (bf16 only) and two fp32 moments."""
+    """Bytes of one rank. ``optimizer``: fp32 master weights (bf16 only) and two moments."""
 
     table_weights: float = 0
     table_gradients: float = 0
@@ -92,17 +94,26 @@ def layer_shard_elements(memory: MemoryConfig, partition: PartitionName, ranks: 
     return sum(shard_elements(memory.num_rows, width, partition, ranks, node_size) for width in widths)
 
 
-def weight_state_bytes(parameters: float, element_bytes: int, optimizer_ranks: int) -> tuple[float, float, float]:
+def weight_state_bytes(
+    parameters: float, element_bytes: int, optimizer_ranks: int, moments_bytes: int = ADAM_MOMENTS_BYTES
+) -> tuple[float, float, float]:
     """(weights, fp32 gradients, optimizer state) in bytes.
 
     Args:
         parameters: Parameters on this rank.
         element_bytes: 2 for bf16, which needs fp32 master weights, or 4 for fp32, which does not.
         optimizer_ranks: Ranks over which the distributed optimizer splits master weights and moments.
+        moments_bytes: Of both moments of an element.
     """
-    masters = 1 if element_bytes < FP32_BYTES else 0
-    state = FP32_BYTES * (masters + NUM_MOMENTS) * parameters / optimizer_ranks
+    master_bytes = FP32_BYTES if element_bytes < FP32_BYTES else 0
+    state = (master_bytes + moments_bytes) * parameters / optimizer_ranks
     return element_bytes * parameters, FP32_BYTES * parameters, state
+
+
+def table_moments_bytes(optimizer: OptimizerConfig) -> int:
+    """Of both moments of an element of a value table."""
+    types = (optimizer.table_exp_avg_dtype, optimizer.table_exp_avg_sq_dtype)
+    return sum(BF16_BYTES if kept is MomentType.BF16 else FP32_BYTES for kept in types)
 
 
 def _stage_memory(
@@ -111,7 +122,8 @@ def _stage_memory(
     tables = workload.tables_of_stage[stage]
     shard = layer_shard_elements(config.memory, partition, ranks, node_size)
     copies = workload.stage_ranks // ranks
-    table = weight_state_bytes(tables * shard, workload.element_bytes, copies)
+    moments_bytes = table_moments_bytes(config.optimizer)
+    table = weight_state_bytes(tables * shard, workload.element_bytes, copies, moments_bytes)
     dense = weight_state_bytes(_dense_parameters(config, tables, stage), workload.element_bytes, workload.data_ranks)
     expert_copies = workload.data_ranks // config.parallelism.expert
     experts = weight_state_bytes(_expert_parameters(config), workload.element_bytes, expert_copies)

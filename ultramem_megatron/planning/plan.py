@@ -25,6 +25,7 @@ _SUMMARY_FIELDS = {
     "parallelism": ("tensor", "pipeline", "virtual_pipeline", "sequence", "expert"),
     "training": ("global_batch_size", "micro_batch_size", "precision", "recompute"),
 }
+_TABLE_OPTIMIZER_FIELDS = ("table_exp_avg_dtype", "table_exp_avg_sq_dtype")
 _MEMORY_FIELDS = (
     *("spans", "keys_per_side", "top_m", "heads", "heads_per_query", "key_dim", "key_layout"),
     *("value_dim", "pre_value_dim", "tucker_rank", "cores", "expansion", "query_conv_kernel", "normalize_keys"),
@@ -250,7 +251,7 @@ def summarize_config(config: RunConfig) -> dict[str, int | str | bool]:
     """The settings a plan depends on. Those of the memory layers are absent from a dense model."""
     chosen = dict(_SUMMARY_FIELDS)
     if config.memory.variant != VariantName.NONE:
-        chosen["memory"] = _MEMORY_FIELDS
+        chosen |= {"memory": _MEMORY_FIELDS, "optimizer": _TABLE_OPTIMIZER_FIELDS}
     summary: dict[str, int | str | bool] = {"memory.variant": str(config.memory.variant)}
     for section, names in chosen.items():
         for name in names:

@@ -30,11 +30,13 @@ def describe(config: "RunConfig") -> dict[str, Any]:
     """The numbers behind the verb. ``memory_bytes`` is of the whole model, every parameter counted once; how much
     of it one rank holds depends on the layout: ``ultramem plan``."""
     from ultramem_megatron.planning.comm_cost import BF16_BYTES, FP32_BYTES
-    from ultramem_megatron.planning.memory_cost import weight_state_bytes
+    from ultramem_megatron.planning.memory_cost import ADAM_MOMENTS_BYTES, table_moments_bytes, weight_state_bytes
     from ultramem_megatron.planning.model_size import count_parameters
 
     counts = count_parameters(config)
     element_bytes = BF16_BYTES if config.training.precision == "bf16" else FP32_BYTES
+    components = dict.fromkeys(("dense", "experts", "tables", "norms", "embedding"), ADAM_MOMENTS_BYTES)
+    components["tables"] = table_moments_bytes(config.optimizer)
     memory_layers = len(config.memory.span_list)
     rows_per_token = memory_layers * config.memory.picks
     return {
@@ -50,11 +52,11 @@ def describe(config: "RunConfig") -> dict[str, Any]:
             component: dict(
                 zip(
                     ("weights", "gradients", "optimizer"),
-                    map(round, weight_state_bytes(getattr(counts, component), element_bytes, 1)),
+                    map(round, weight_state_bytes(getattr(counts, component), element_bytes, 1, moments_bytes)),
                     strict=True,
                 )
             )
-            for component in ("dense", "experts", "tables", "norms", "embedding")
+            for component, moments_bytes in components.items()
         },
     }
 

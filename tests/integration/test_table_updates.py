@@ -1,0 +1,70 @@
+"""Value tables that are updated lazily, or whose moments are bf16: the same in every layout, and after a resume."""
+
+import dataclasses
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from ultramem_launch.configs import load_config
+from ultramem_megatron.config.run import RunConfig
+from ultramem_megatron.testing.layouts import LAYOUTS, Layout, train_layout
+
+RELATIVE = 1e-5
+LAZY = ("optimizer.table_update=lazy",)
+NARROW = (*LAZY, "optimizer.table_exp_avg_dtype=bf16", "optimizer.table_exp_avg_sq_dtype=bf16")
+
+COPIES = Layout("DP3", 3, ("memory.parallel_size=1",))
+"""Three copies of a table of 1024 x 32 elements: two of their optimizer's ranges begin within a row."""
+DIMENSION_WISE = Layout(
+    "TP2 dimension-wise",
+    4,
+    ("parallelism.tensor=2", "memory.parallel_size=4", "memory.partition=dimension_wise"),
+)
+STAGES = Layout("PP2, a stage without tables", 2, ("parallelism.pipeline=2", "memory.partition=auto"))
+
+
+def config_of(*overrides: str, stop_after: int = 8) -> RunConfig:
+    return load_config(
+        "parity",
+        [
+            *("training.global_batch_size=12", "training.micro_batch_size=1", f"training.stop_after={stop_after}"),
+            *overrides,
+        ],
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [COPIES, DIMENSION_WISE], ids=lambda layout: layout.name)
+def test_lazy_tables_learn_the_same_in_every_layout(megatron: ModuleType, layout: Layout) -> None:
+    alone = train_layout(config_of(*LAZY), LAYOUTS[0])
+    curve = train_layout(config_of(*LAZY), layout)
+    assert curve.losses == pytest.approx(alone.losses, rel=RELATIVE)
+    assert curve.gradient_norms == pytest.approx(alone.gradient_norms, rel=RELATIVE)
+    dense = train_layout(config_of(), LAYOUTS[0])
+    assert curve.losses[0] == pytest.approx(dense.losses[0], rel=RELATIVE)
+    assert curve.losses[-1] != pytest.approx(dense.losses[-1], rel=10 * RELATIVE), "the table is too small to tell"
+
+
+@pytest.mark.slow
+def test_a_resumed_run_goes_on_to_the_bit_and_in_another_layout(megatron: ModuleType, tmp_path: Path) -> None:
+    """Moments in bf16 travel through a checkpoint in fp32, so nothing is lost; neither does the way of the update."""
+    two = Layout("2 copies", 2, ("memory.parallel_size=1",))
+    undisturbed = train_layout(config_of(*NARROW), two)
+    train_layout(config_of(*NARROW, stop_after=4), two, save=tmp_path)
+    resumed = train_layout(config_of(*NARROW), two, load=tmp_path)
+    assert (resumed.losses, resumed.gradient_norms) == (undisturbed.losses[4:], undisturbed.gradient_norms[4:])
+    moved = train_layout(config_of(*NARROW), DIMENSION_WISE, load=tmp_path)
+    assert moved.losses == pytest.approx(undisturbed.losses[4:], rel=RELATIVE)
+    dense = train_layout(config_of(), LAYOUTS[0], load=tmp_path)
+    assert dense.losses[0] == pytest.approx(undisturbed.losses[4], rel=RELATIVE)
+
+
+@pytest.mark.slow
+def test_a_stage_without_tables_has_nothing_to_update(megatron: ModuleType, tmp_path: Path) -> None:
+    config = config_of(*NARROW, "memory.spans=3:4", stop_after=4)
+    alone = train_layout(config, LAYOUTS[0])
+    half = dataclasses.replace(config, training=dataclasses.replace(config.training, stop_after=2))
+    train_layout(half, STAGES, save=tmp_path)
+    resumed = train_layout(config, STAGES, load=tmp_path)
+    assert resumed.losses == pytest.approx(alone.losses[2:], rel=RELATIVE)
