@@ -43,8 +43,9 @@ def train_and_save(config: RunConfig, root: Path) -> Seen:
     from ultramem_megatron.training.checkpointing import SaveCheckpoints
 
     state, batches = build(config)
+    saves = SaveCheckpoints(root, "data", state)
     take_steps(state, batches, SAVED_STEP)
-    SaveCheckpoints(root, "data", saved_step=0).on_exit(state)
+    saves.on_exit(state)
     assert psutil.Process().children() == [], "a process left behind by a save would outlive a rank that is killed"
     return report(state, batches)
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories, is_main_replica
@@ -12,7 +11,7 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
-from ultramem_megatron.checkpoint.digest import digest_part, tensor_digest
+from ultramem_megatron.checkpoint.digest import Piece, digest_piece, join_pieces
 from ultramem_megatron.checkpoint.manifest import TensorDigest
 
 # the format that describes optimizer state like the parameters, so that any layout loads what any other saved
@@ -52,22 +51,14 @@ def logical_digests(state: dict[str, Any]) -> dict[str, TensorDigest]:
         state: What dist_checkpointing would save. Its factories are applied in place, as saving would.
     """
     apply_factories(state)
-    own: dict[str, _Part] = {}
-    for tensor in nested_values(state):
-        if isinstance(tensor, ShardedTensor) and is_main_replica(tensor.replica_id):
-            part = digest_part(tensor.key, tensor.data, tensor.global_offset, tensor.global_shape)
-            before = own[tensor.key][2] if tensor.key in own else 0
-            own[tensor.key] = tuple(tensor.global_shape), tensor.data.dtype, before + part
-    gathered: list[dict[str, _Part]] = [{} for _ in range(dist.get_world_size())]
+    own = [
+        digest_piece(tensor.key, tensor.data, tensor.global_offset, tensor.global_shape)
+        for tensor in nested_values(state)
+        if isinstance(tensor, ShardedTensor) and is_main_replica(tensor.replica_id)
+    ]
+    gathered: list[list[Piece]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(gathered, own)
-    whole: dict[str, _Part] = {}
-    for rank in gathered:
-        for name, (shape, dtype, part) in rank.items():
-            whole[name] = shape, dtype, part + (whole[name][2] if name in whole else 0)
-    return {name: tensor_digest(*parts) for name, parts in sorted(whole.items())}
-
-
-_Part = tuple[tuple[int, ...], torch.dtype, int]
+    return join_pieces(piece for pieces in gathered for piece in pieces)
 
 
 def _give_step_to_empty_parts(parts: Sequence[DistributedOptimizer]) -> None:

@@ -9,7 +9,8 @@ probability 2**-64. That finds corruption and shards that went to the wrong plac
 means harm: who can write the checkpoint can write its manifest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -43,6 +44,33 @@ def digest_part(name: str, part: Tensor, offset: Sequence[int], shape: Sequence[
 def tensor_digest(shape: Sequence[int], dtype: torch.dtype, total: int) -> TensorDigest:
     """As the manifest has it; ``total`` is the sum of the parts."""
     return TensorDigest(shape=tuple(shape), dtype=str(dtype).removeprefix("torch."), digest=f"{total % _MODULUS:016x}")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one rectangle says of the tensor it is of; small enough to send between ranks."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Of the whole."""
+    dtype: torch.dtype
+    part: int
+    """What the rectangle adds to the digest."""
+
+
+def digest_piece(name: str, part: Tensor, offset: Sequence[int], shape: Sequence[int]) -> Piece:
+    """Likewise, with all that is needed to join it with others."""
+    return Piece(name, tuple(shape), part.dtype, digest_part(name, part, offset, shape))
+
+
+def join_pieces(pieces: Iterable[Piece]) -> dict[str, TensorDigest]:
+    """The digest of every tensor, by name, from pieces that cover each once."""
+    totals: dict[str, int] = {}
+    kinds: dict[str, Piece] = {}
+    for piece in pieces:
+        totals[piece.name] = totals.get(piece.name, 0) + piece.part
+        kinds[piece.name] = piece
+    return {name: tensor_digest(kinds[name].shape, kinds[name].dtype, totals[name]) for name in sorted(totals)}
 
 
 def _sum_blocks(key: int, part: Tensor, offset: tuple[int, ...], shape: tuple[int, ...]) -> int:

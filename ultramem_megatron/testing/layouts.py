@@ -151,9 +151,10 @@ def _train(config: RunConfig, load: Path | None, save: Path | None) -> Curve:
     state = build_train_state(config, plan, groups)
     if load is not None and (start := find_start(config, load)) is not None:
         resume(state, start, load, data.fingerprint)
+    saves = SaveCheckpoints(save, data.fingerprint, state) if save is not None else None
     batches = state.batches(data, state.consumed_samples)
     last = config.training.stop_after or config.training.steps
     results = [train_step(state, next(batches)) for _ in range(state.step, last)]
-    if save is not None:
-        SaveCheckpoints(save, data.fingerprint, saved_step=0).on_exit(state)
+    if saves is not None:
+        saves.on_exit(state)
     return Curve([r.loss for r in results], [r.gradient_norm for r in results])
