@@ -156,7 +156,7 @@ def fail_at_the_end(config: RunConfig, root: Path) -> None:
     run.writer.let_go.set()
     run.step()
     run.writer.failures = 1
-    with pytest.raises(CheckpointError, match="no checkpoint of step 1 in .*; earlier ones are as they were"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 1 in .*; earlier ones are as they were"):
         run.saves.on_exit(run.state)
     assert run.saved == []
 

@@ -115,7 +115,9 @@ class Saver:
             writing = self._pool.submit(_timed, files.write)
             yield writing
             written = _agree(writing)
-            publish = partial(_publish, self.root, folder, files, manifest, [shards for _, shards in written], self.keep)
+            publish = partial(
+                _publish, self.root, folder, files, manifest, [shards for _, shards in written], self.keep
+            )
             publishing = self._pool.submit(_timed, publish if dist.get_rank() == 0 else _nothing)
             del files, publish
             yield publishing

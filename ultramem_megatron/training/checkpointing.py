@@ -32,7 +32,9 @@ class SaveCheckpoints(Hook):
     there. Two in a row, or the last of a run, end it.
     """
 
-    def __init__(self, root: Path, data_fingerprint: str, state: TrainState, publisher: Publisher | None = None) -> None:
+    def __init__(
+        self, root: Path, data_fingerprint: str, state: TrainState, publisher: Publisher | None = None
+    ) -> None:
         """
         Args:
             root: The run's folder of checkpoints.
@@ -82,7 +84,9 @@ class SaveCheckpoints(Hook):
         if saved.failure:
             message = f"no checkpoint of step {saved.step} in {self.root}: {saved.failure}"
             if self._failed:
-                raise CheckpointError(f"{message}; earlier ones are as they were, and the same command resumes from them")
+                raise CheckpointError(
+                    f"{message}; earlier ones are as they were, and the same command resumes from them"
+                )
             if dist.get_rank() == 0:
                 logger.warning("%s; the run goes on, and ends if the next save fails too", message)
             self._failed = True
