@@ -11,8 +11,9 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
-from ultramem_megatron.checkpoint.digest import Piece, digest_piece, join_pieces
+from ultramem_megatron.checkpoint.digest import Piece, join_pieces
 from ultramem_megatron.checkpoint.manifest import TensorDigest
+from ultramem_megatron.checkpoint.tensor_digest import digest_piece
 
 # the format that describes optimizer state like the parameters, so that any layout loads what any other saved
 METADATA = {

@@ -4,17 +4,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.optimizer import ChainedOptimizer
 
 from ultramem_megatron.checkpoint.content import logical_digests, sharded_state, weights_state
-from ultramem_megatron.checkpoint.integrity import compare_digests
+from ultramem_megatron.checkpoint.integrity import changed_files, compare_digests, describe_damage
 from ultramem_megatron.checkpoint.manifest import Manifest
 from ultramem_megatron.config.load import to_plain
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.errors import CheckpointError
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Read every file once, each rank its share, before any is loaded. Collective over the world.
+
+    Raises:
+        CheckpointError: On all ranks; names the files that have changed.
+    """
+    largest_first = sorted(manifest.sha256, key=lambda name: manifest.files[name], reverse=True)
+    gathered: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, changed_files(folder, manifest, largest_first[dist.get_rank() :: len(gathered)]))
+    changed = sorted(name for names in gathered for name in names)
+    if changed:
+        raise CheckpointError(describe_damage(folder, [f"{name} has changed since it was written" for name in changed]))
 
 
 def load_checkpoint(

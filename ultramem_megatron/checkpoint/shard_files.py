@@ -24,7 +24,8 @@ from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShard
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.storage import WriteResult
 
-from ultramem_megatron.checkpoint.digest import Piece, digest_piece
+from ultramem_megatron.checkpoint.digest import Piece
+from ultramem_megatron.checkpoint.tensor_digest import digest_piece
 from ultramem_megatron.files import sha256_of
 
 FILES_PER_RANK = 2

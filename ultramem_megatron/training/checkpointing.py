@@ -8,8 +8,7 @@ from types import MappingProxyType
 
 import torch.distributed as dist
 
-from ultramem_megatron.checkpoint.integrity import check_files
-from ultramem_megatron.checkpoint.load import check_same_model, load_checkpoint
+from ultramem_megatron.checkpoint.load import check_files, check_same_model, load_checkpoint
 from ultramem_megatron.checkpoint.manifest import Manifest
 from ultramem_megatron.checkpoint.save import Saved, Saver, package_versions
 from ultramem_megatron.checkpoint.store import find_newest
