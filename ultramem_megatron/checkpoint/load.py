@@ -9,6 +9,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.optimizer import ChainedOptimizer
+from torch.distributed.checkpoint.api import CheckpointException
 
 from ultramem_megatron.checkpoint.content import logical_digests, sharded_state, weights_state
 from ultramem_megatron.checkpoint.integrity import changed_files, compare_digests, describe_damage
@@ -32,6 +33,19 @@ def check_files(folder: Path, manifest: Manifest) -> None:
         raise CheckpointError(describe_damage(folder, [f"{name} has changed since it was written" for name in changed]))
 
 
+def _load(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """As megatron-core does it.
+
+    Raises:
+        CheckpointError: On all ranks, when one cannot read a file or make sense of it; names rank and reason.
+    """
+    try:
+        return dict(dist_checkpointing.load(state, str(folder)))
+    except CheckpointException as error:
+        reasons = [f"rank {rank} cannot read its part ({failure!r})" for rank, (failure, _) in error.failures.items()]
+        raise CheckpointError(describe_damage(folder, reasons)) from None
+
+
 def load_checkpoint(
     folder: Path, manifest: Manifest, ddp: list[DistributedDataParallel], optimizer: ChainedOptimizer
 ) -> None:
@@ -40,7 +54,7 @@ def load_checkpoint(
     Raises:
         CheckpointError: What the run holds then is not what was saved; names the tensors. Its state is of no use.
     """
-    loaded = dist_checkpointing.load(sharded_state(ddp, optimizer, loading=True), str(folder))
+    loaded = _load(folder, sharded_state(ddp, optimizer, loading=True))
     for index, chunk in enumerate(ddp):
         chunk.module.load_state_dict(loaded["model"][f"chunk_{index}"])
     weights = logical_digests(weights_state([chunk.module for chunk in ddp]))
@@ -57,7 +71,7 @@ def load_weights(folder: Path, manifest: Manifest, chunks: Sequence[GPTModel]) -
     Raises:
         CheckpointError: They are not what was saved; names the tensors.
     """
-    loaded = dist_checkpointing.load(weights_state(chunks), str(folder))
+    loaded = _load(folder, weights_state(chunks))
     for index, chunk in enumerate(chunks):
         chunk.load_state_dict(loaded["model"][f"chunk_{index}"])
     compare_digests(folder, manifest, logical_digests(weights_state(chunks)))

@@ -132,7 +132,8 @@ def train_layout(
         config: The model and the data; parallelism comes from the layout.
         layout: How the processes are laid out.
         load: Folder of checkpoints to begin from, whatever layout wrote them.
-        save: Folder of checkpoints to save into at ``config.training.stop_after`` (the run ends there).
+        save: Folder of checkpoints to save into, every ``config.checkpoint.interval`` steps and at
+            ``config.training.stop_after`` (the run ends there).
         timeout_seconds: For the whole run.
     """
     settings = with_overrides(config, layout.overrides)
@@ -161,7 +162,11 @@ def _train(config: RunConfig, load: Path | None, save: Path | None) -> Curve:
     saves = SaveCheckpoints(save, data.fingerprint, state) if save is not None else None
     batches = state.batches(data, state.consumed_samples)
     last = config.training.stop_after or config.training.steps
-    results = [train_step(state, next(batches)) for _ in range(state.step, last)]
+    results = []
+    for _ in range(state.step, last):
+        results.append(train_step(state, next(batches)))
+        if saves is not None:
+            saves.after_step(state, results[-1])
     if saves is not None:
         saves.on_exit(state)
     return Curve([r.loss for r in results], [r.gradient_norm for r in results])
