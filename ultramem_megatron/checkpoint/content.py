@@ -67,7 +67,7 @@ def logical_digests(state: dict[str, Any]) -> dict[str, TensorDigest]:
 
 @contextmanager
 def _quick_collections() -> Iterator[None]:
-    """megatron-core collects garbage after each optimizer it describes: spare it the search of all that was there before.
+    """megatron-core collects garbage after each optimizer it describes: spare it the search of all that was there.
 
     A quarter of a second each, in a process that has imported what it needs; training waits for it.
     """

@@ -20,6 +20,7 @@ from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_conf
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.storage import WriteResult
@@ -61,7 +62,8 @@ class ShardFiles:
         self.folder = folder
         filesystem_async._results_queue = queue.Queue()  # else megatron-core starts its server
         strategy = _PlanOnly("torch_dist", 1, thread_count=FILES_PER_RANK)
-        dist_checkpointing.save(content, str(folder), sharded_strategy=strategy, async_sharded_save=True)
+        spread = FullyParallelSaveStrategyWrapper(strategy)  # what several ranks hold is written by any one of them
+        dist_checkpointing.save(content, str(folder), sharded_strategy=spread, async_sharded_save=True)
         assert strategy.writer is not None
         self._writer, self._metadata = strategy.writer, strategy.metadata
         self._buckets: list[Any] = self._writer.write_buckets or []
