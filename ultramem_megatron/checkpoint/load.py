@@ -6,6 +6,8 @@ from typing import Any
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.serialization import get_default_load_sharded_strategy
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelLoadStrategyWrapper
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.optimizer import ChainedOptimizer
@@ -33,28 +35,47 @@ def check_files(folder: Path, manifest: Manifest) -> None:
         raise CheckpointError(describe_damage(folder, [f"{name} has changed since it was written" for name in changed]))
 
 
-def _load(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
+def _load(folder: Path, state: dict[str, Any], replicas: dist.ProcessGroup | None = None) -> dict[str, Any]:
     """As megatron-core does it.
+
+    Args:
+        folder: The checkpoint.
+        state: What to fill.
+        replicas: What several ranks of this group need, one of them reads and sends on. None: each reads all it needs.
 
     Raises:
         CheckpointError: On all ranks, when one cannot read a file or make sense of it; names rank and reason.
     """
     try:
-        return dict(dist_checkpointing.load(state, str(folder)))
+        strategy = get_default_load_sharded_strategy(str(folder))
+        if replicas is not None:
+            strategy = FullyParallelLoadStrategyWrapper(strategy, replicas)
+        return dict(dist_checkpointing.load(state, str(folder), sharded_strategy=strategy))
     except CheckpointException as error:
         reasons = [f"rank {rank} cannot read its part ({failure!r})" for rank, (failure, _) in error.failures.items()]
         raise CheckpointError(describe_damage(folder, reasons)) from None
 
 
 def load_checkpoint(
-    folder: Path, manifest: Manifest, ddp: list[DistributedDataParallel], optimizer: ChainedOptimizer
+    folder: Path,
+    manifest: Manifest,
+    ddp: list[DistributedDataParallel],
+    optimizer: ChainedOptimizer,
+    replicas: dist.ProcessGroup,
 ) -> None:
     """Fill weights and optimizer. Collective over the world; the layout may differ from the one that saved.
+
+    Args:
+        folder: The checkpoint.
+        manifest: Of it.
+        ddp: This rank's wrapped model chunks.
+        optimizer: Whose master weights and moments come along.
+        replicas: Ranks that need much the same: the data-parallel ones. One of them reads, and sends on.
 
     Raises:
         CheckpointError: What the run holds then is not what was saved; names the tensors. Its state is of no use.
     """
-    loaded = _load(folder, sharded_state(ddp, optimizer, loading=True))
+    loaded = _load(folder, sharded_state(ddp, optimizer, loading=True), replicas)
     for index, chunk in enumerate(ddp):
         chunk.module.load_state_dict(loaded["model"][f"chunk_{index}"])
     weights = logical_digests(weights_state([chunk.module for chunk in ddp]))

@@ -164,7 +164,7 @@ def resume(state: TrainState, start: Start, root: Path, data_fingerprint: str) -
     while True:
         folder, manifest = start
         try:
-            load_checkpoint(folder, manifest, state.ddp, state.optimizer)
+            load_checkpoint(folder, manifest, state.ddp, state.optimizer, state.groups.dp_cp)
             break
         except CheckpointError as error:
             _pass_over(folder, error, damaged)
