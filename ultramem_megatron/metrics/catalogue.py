@@ -144,6 +144,21 @@ PREDICTED_BACKWARD_BYTES = Metric(
     help="The planner's figure for the backward payload.",
 )
 
+STALL_SECONDS = Metric(
+    name="checkpoint/stall_seconds",
+    unit="seconds",
+    reduction=Reduction.LAST,
+    help="Time that training stood still for a checkpoint: all of the save, or, with checkpoint.async_save, the copy "
+    "to host memory, what ranks agree on before and after, and the wait for a save before it that was still running.",
+)
+WRITE_SECONDS = Metric(
+    name="checkpoint/write_seconds",
+    unit="seconds",
+    reduction=Reduction.LAST,
+    help="Time to digest, write, flush and publish a checkpoint; beside training with checkpoint.async_save. Close to "
+    "the time between two saves, they begin to wait for each other: save less often, or on faster storage.",
+)
+
 METRICS: tuple[Metric, ...] = (
     LOSS,
     AUXILIARY_LOSS,
@@ -167,6 +182,8 @@ METRICS: tuple[Metric, ...] = (
     BACKWARD_BYTES,
     PREDICTED_FORWARD_BYTES,
     PREDICTED_BACKWARD_BYTES,
+    STALL_SECONDS,
+    WRITE_SECONDS,
 )
 
 

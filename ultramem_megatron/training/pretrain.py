@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from ultramem_megatron.checkpoint.store import remove_leftovers
 from ultramem_megatron.config.load import to_yaml
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.data.dataset import open_training_data, open_validation_data
@@ -48,9 +49,10 @@ def pretrain(config: RunConfig, plan: Plan, run_dir: Path, device: torch.device)
 
 
 def write_run_files(config: RunConfig, plan: Plan, run_dir: Path) -> None:
-    """``config.yaml`` and ``plan.json``, on one rank. Collective over the world."""
+    """``config.yaml`` and ``plan.json``, and no half-written checkpoints, on one rank. Collective over the world."""
     if dist.get_rank() == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(run_dir / CHECKPOINTS)
         write_text(run_dir / "config.yaml", to_yaml(config))
         plan.save(run_dir / "plan.json")
     dist.barrier()
@@ -67,7 +69,7 @@ def _hooks(
     hooks: list[Hook] = [ReportSteps(publisher, state.config), ReportMemory(publisher, state)]
     if validation_data:
         hooks.append(Validate(publisher, validation_data))
-    return [*hooks, SaveCheckpoints(run_dir / CHECKPOINTS, training_data.fingerprint, state.step)]
+    return [*hooks, SaveCheckpoints(run_dir / CHECKPOINTS, training_data.fingerprint, state, publisher)]
 
 
 def _open_publisher(config: RunConfig, plan: Plan, run_dir: Path, state: TrainState) -> Publisher:
