@@ -38,7 +38,7 @@ def measure_in_turns(
         rounds.append([time_together([work], clock, world)[0] for work in works.values()])
         if number == schedule.warmups:
             # the ranks must agree on when to stop
-            (longest,) = slowest([sum(rounds[-1])], clock.device, world).tolist()
+            (longest,) = slowest([[sum(rounds[-1])]], clock.device, world).flatten().tolist()
             repeats = max(MIN_REPEATS, min(repeats, int(schedule.seconds_each / max(longest, 1e-9))))
     columns = slowest(rounds[schedule.warmups :], clock.device, world).T
     quartiles = torch.tensor([0.5, 0.25, 0.75], dtype=columns.dtype)

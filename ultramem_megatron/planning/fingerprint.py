@@ -1,6 +1,6 @@
 """Where, when and with what a number was measured."""
 
-from typing import Any
+from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict
 
@@ -28,10 +28,18 @@ class Fingerprint(BaseModel):
     date: str
     """Of the end of the measurement, ISO 8601, UTC."""
 
+    def flat(self) -> dict[str, str | int]:
+        """As a profile keeps it; without the date, which a profile has of its own."""
+        fields: dict[str, str | int] = self.model_dump(exclude={"versions", "date"})
+        return {**fields, **self.versions}
+
     def differences(self, other: "Fingerprint") -> list[str]:
-        """What differs but the date, in words: ``torch 2.13.0 there, 2.9.1 here``; ``other`` is here."""
-        fields = ("hardware", "hosts", "processes", "backend")
-        pairs: list[tuple[str, Any, Any]] = [(name, getattr(self, name), getattr(other, name)) for name in fields]
-        names = dict.fromkeys([*self.versions, *other.versions])
-        pairs += [(name, self.versions.get(name, "none"), other.versions.get(name, "none")) for name in names]
-        return [f"{name} {there} there, {here} here" for name, there, here in pairs if there != here]
+        """What differs but the date, in words; ``other`` is here."""
+        return flat_differences(self.flat(), other.flat())
+
+
+def flat_differences(there: Mapping[str, str | int], here: Mapping[str, str | int]) -> list[str]:
+    """What differs, in words: ``torch 2.13.0 there, 2.9.1 here``. What only one of both knows does not count."""
+    return [
+        f"{name} {there[name]} there, {here[name]} here" for name in there if there[name] != here.get(name, there[name])
+    ]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ultramem_megatron.planning.profile import Collective
 from ultramem_megatron.units import KIB, MIB
 
 FIT_EVERY = 2
@@ -48,7 +49,7 @@ def make_schedule(*, on_gpu: bool, quick: bool) -> Schedule:
     return Schedule(
         message_bytes=sizes,
         alone_bytes=sizes[len(sizes) // 2 :: 4],
-        row_bytes=(64, 512) if quick else (16, 32, 64, 128, 256, 512, 1024, 2048, 4096),
+        row_bytes=(64, 256, 1024) if quick else (16, 32, 64, 128, 256, 512, 1024, 2048, 4096),
         product_sides=(128,) if quick else ((4096, 8192) if on_gpu else (256, 512)),
         table_bytes=(2 * 1024 if on_gpu else 2 if quick else 32) * MIB,
         batch_bytes=(256 if on_gpu else 1 if quick else 8) * MIB,
@@ -68,6 +69,13 @@ def group_sizes(ranks_per_node: int, nodes: int) -> list[int]:
 def is_held_out(sizes: Sequence[int], num_bytes: int) -> bool:
     """Whether a message size is kept from the fit."""
     return sizes.index(num_bytes) % FIT_EVERY == 1
+
+
+def network_bytes(collective: Collective, sent: float, ranks: int, per_node: int) -> float:
+    """Of what a rank sends to its group, what its share of the network carries, as ``CollectiveCurves`` counts it."""
+    if collective is Collective.ALL_TO_ALL:
+        return sent * (ranks - per_node) / (ranks - 1)
+    return sent / per_node
 
 
 def _doubling(first: int, last: int, factor: int) -> tuple[int, ...]:
