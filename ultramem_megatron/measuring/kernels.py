@@ -12,7 +12,7 @@ from torch import Tensor
 from ultramem_megatron.measuring.clock import Clock
 from ultramem_megatron.measuring.picks import draw_rows
 from ultramem_megatron.measuring.repeat import Measured, measure_in_turns
-from ultramem_megatron.planning.calibration.schedule import Schedule
+from ultramem_megatron.planning.calibration.schedule import MOST_ROWS, Schedule
 from ultramem_megatron.planning.validation.results import Skew
 
 ELEMENT_BYTES = 4
@@ -40,7 +40,8 @@ def measure_small_operation(clock: Clock, schedule: Schedule) -> float:
 
 def measure_rows(row_bytes: int, clock: Clock, schedule: Schedule) -> dict[str, float]:
     """Seconds for each row of ``row_bytes``: ``gather``, ``scatter``, and both with picks that follow Zipf's law."""
-    num_rows, count = schedule.table_bytes // row_bytes, max(1, schedule.batch_bytes // row_bytes)
+    num_rows = schedule.table_bytes // row_bytes
+    count = max(1, min(MOST_ROWS, schedule.batch_bytes // row_bytes))
     table_nv = torch.zeros(num_rows, row_bytes // ELEMENT_BYTES, device=clock.device)
     batch = torch.empty(count, row_bytes // ELEMENT_BYTES, device=clock.device)
     generator = torch.Generator().manual_seed(dist.get_rank())

@@ -5,7 +5,6 @@ import pytest
 
 from ultramem_megatron.planning.calibration.robust import (
     latency_and_slope,
-    mean_error_fraction,
     pool_falling,
     smooth_rising,
     theil_sen,
@@ -52,7 +51,3 @@ def test_a_curve_rises_though_a_point_falls() -> None:
     smooth = smooth_rising(sizes, noisy.tolist())
     assert np.all(np.diff(smooth) >= 0)
     np.testing.assert_allclose(smooth, truth, rtol=0.02)
-
-
-def test_error_is_a_fraction_of_what_was_measured() -> None:
-    assert mean_error_fraction([1.0, 3.0], [2.0, 2.0]) == 0.5

@@ -3,8 +3,9 @@
 import math
 from collections.abc import Sequence
 
-from ultramem_megatron.planning.calibration.robust import mean_error_fraction, smooth_rising, theil_sen
+from ultramem_megatron.planning.calibration.robust import smooth_rising, theil_sen
 from ultramem_megatron.planning.profile import CollectiveCurves, Curve, FitPoint, RowEfficiency
+from ultramem_megatron.planning.validation.ranking import mean_error_fraction
 
 TAIL_POINTS = 4
 """Largest messages, whose times give the bandwidth."""

@@ -88,9 +88,3 @@ def pool_falling(y: Numbers) -> Numbers:
             last = pools.pop()
             pools[-1] += last
     return np.concatenate([np.full(len(pool), np.mean(pool)) for pool in pools]) if pools else y
-
-
-def mean_error_fraction(predicted: Sequence[float], measured: Sequence[float]) -> float:
-    """Mean absolute error as a fraction of what was measured (MAPE / 100)."""
-    guess, truth = np.asarray(predicted), np.asarray(measured)
-    return float(np.mean(np.abs(guess - truth) / truth))

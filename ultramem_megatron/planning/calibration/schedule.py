@@ -30,7 +30,7 @@ class Schedule:
     """Of the table whose rows are read: beyond the caches."""
 
     batch_bytes: int
-    """Read from it at a time."""
+    """Read from it at a time; of narrow rows no more than ``MOST_ROWS``."""
 
     repeats: int
     warmups: int
@@ -40,12 +40,13 @@ class Schedule:
 
 
 MIN_REPEATS = 5
+MOST_ROWS = 2**15
 
 
 def make_schedule(*, on_gpu: bool, quick: bool) -> Schedule:
     """The full one takes up to five minutes, the quick one some seconds on few ranks and is good for a trial only."""
-    largest = (512 if on_gpu else 4) * MIB
-    sizes = _doubling(256 if quick else 64, 64 * KIB if quick else largest, 4 if quick else 2)
+    largest = (512 if on_gpu else 16) * MIB
+    sizes = _doubling(256 if quick else KIB, 64 * KIB if quick else largest, 4 if quick else 2)
     return Schedule(
         message_bytes=sizes,
         alone_bytes=sizes[len(sizes) // 2 :: 4],
@@ -54,8 +55,8 @@ def make_schedule(*, on_gpu: bool, quick: bool) -> Schedule:
         table_bytes=(2 * 1024 if on_gpu else 2 if quick else 32) * MIB,
         batch_bytes=(256 if on_gpu else 1 if quick else 8) * MIB,
         repeats=MIN_REPEATS if quick else 20,
-        warmups=2 if quick else 5,
-        seconds_each=0.2 if quick else 1.5,
+        warmups=5 if on_gpu else 2,
+        seconds_each=0.2 if quick else 1.0,
     )
 
 
