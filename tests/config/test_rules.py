@@ -83,6 +83,7 @@ RULES = [
     (["memory.spans=1:2/2:3"], r"span 2:3 begins at or before block 2, where 1:2 still runs; .* start it at 3$"),
     (["memory.spans=1:5"], r"^memory\.spans: span 1:5 is out of range, the model has model\.layers = 4 blocks"),
     (["memory.parallel_size=0"], r"^memory\.parallel_size = 0 must be auto or a number of ranks from 1$"),
+    (["memory.node_size=0"], r"^memory\.node_size = 0 must be auto or a number of ranks from 1$"),
     (["memory.parallel_size=all"], r"^memory\.parallel_size = all must be auto or a number of ranks from 1$"),
     (["memory.parallel_size=²"], r"^memory\.parallel_size = ² must be auto or a number of ranks from 1$"),
     (["memory.partition=columns"], r"^memory\.partition = columns is not one of .*; the nearest is \"\w+\"$"),

@@ -21,7 +21,7 @@ from ultramem_megatron.planning.comm_cost import (
 from ultramem_megatron.planning.enumerate import enumerate_candidates
 from ultramem_megatron.planning.plan import Candidate, Rejection
 from ultramem_megatron.planning.report import summary
-from ultramem_megatron.units import MIB
+from ultramem_megatron.units import GIB, MIB
 
 MakeConfig = Callable[..., RunConfig]
 MakeCluster = Callable[..., ClusterSpec]
@@ -33,8 +33,63 @@ def by_label(candidates: list[Candidate] | tuple[Candidate, ...]) -> dict[str, C
 
 def test_every_divisor_of_a_stage_is_a_candidate(make_config: MakeConfig, make_cluster: MakeCluster) -> None:
     found = {(c.partition, c.parallel_size) for c in enumerate_candidates(make_config(), make_cluster(6))}
-    split = itertools.product(set(PartitionName) - {PartitionName.AUTO, PartitionName.REPLICATED}, (2, 3, 6))
+    unsplit = {PartitionName.AUTO, PartitionName.REPLICATED, PartitionName.GRID}
+    split = itertools.product(set(PartitionName) - unsplit, (2, 3, 6))
     assert found == {(PartitionName.REPLICATED, 1), *split}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpus_per_node", "pin", "grids"),
+    [
+        (1, 8, "auto", []),
+        (2, 4, "auto", [(8, 4)]),
+        (3, 4, "auto", [(6, 2), (12, 4)]),
+        (8, 1, "auto", []),
+        (1, 8, "2", [(4, 2), (8, 2)]),
+    ],
+)
+def test_a_grid_is_offered_where_a_group_has_several_nodes_of_several_ranks(
+    make_config: MakeConfig, nodes: int, gpus_per_node: int, pin: str, grids: list[tuple[int, int]]
+) -> None:
+    """Of 12 ranks in nodes of 4, a group of 6 begins or ends in the middle of a node: in it pairs are together."""
+    cluster = ClusterSpec(name="test", nodes=nodes, gpus_per_node=gpus_per_node, memory_bytes=GIB)
+    candidates = enumerate_candidates(make_config(f"memory.node_size={pin}"), cluster)
+    found = [c for c in candidates if c.partition is PartitionName.GRID]
+    assert [(c.parallel_size, c.node_size) for c in found] == grids
+    assert all(c.feasible and c.label.endswith(f"ranks in nodes of {c.node_size}") for c in found)
+    assert all(c.node_size is None for c in candidates if c not in found)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (
+            ["node_size=auto"],
+            r"grid over 4 ranks in nodes of 4: its 4 ranks are one node, so it would be dimension_wise",
+        ),
+        (["node_size=1"], r"each of its ranks is a node of its own, so it would be number_wise"),
+        (["node_size=3"], r"nodes of memory.node_size = 3 ranks do not make up 4"),
+        (["node_size=2", "value_dim=10", "cores=1"], None),
+        (["node_size=2", "value_dim=9", "cores=1"], r"memory.value_dim = 9 does not divide by 2"),
+        (
+            ["node_size=2", "keys_per_side=2", "top_m=2", "parallel_size=16"],
+            r"8 nodes are more than the table's 4 rows",
+        ),
+    ],
+)
+def test_a_grid_that_was_asked_for_says_what_it_cannot_split(
+    make_config: MakeConfig, make_cluster: MakeCluster, overrides: list[str], reason: str | None
+) -> None:
+    pins = ("memory.partition=grid", "memory.parallel_size=4", *(f"memory.{override}" for override in overrides))
+    ranks = 16 if overrides[-1] == "parallel_size=16" else 4
+    config = make_config(*pins, "training.global_batch_size=64")
+    if reason is None:
+        assert choose_plan(config, make_cluster(ranks)).partition is PartitionName.GRID
+        return
+    with pytest.raises(
+        PlanError, match=reason + r".*Change memory.partition, memory.parallel_size, memory.node_size or"
+    ):
+        choose_plan(config, make_cluster(ranks))
 
 
 def test_a_pipeline_stage_bounds_the_group(make_config: MakeConfig, make_cluster: MakeCluster) -> None:
@@ -202,7 +257,9 @@ def test_dimension_wise_splits_the_pre_values_too(
     overrides = (*V2, f"memory.value_dim={value_dim}", "memory.parallel_size=3")
     out = by_label(choose_plan(make_config(*overrides), make_cluster(3)).candidates)["dimension_wise over 3 ranks"]
     assert (out.feasible, out.rejected_by, out.reason) == (False, Rejection.SHAPE, reason)
-    with pytest.raises(PlanError, match=r"memory.parallel_size, memory.value_dim or memory.pre_value_dim$"):
+    with pytest.raises(
+        PlanError, match=r"memory.partition, memory.parallel_size, memory.value_dim or memory.pre_value_dim$"
+    ):
         choose_plan(make_config(*overrides, "memory.partition=dimension_wise"), make_cluster(3))
 
 

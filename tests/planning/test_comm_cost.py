@@ -17,6 +17,8 @@ from ultramem_megatron.planning.comm_cost import (
     dimension_wise_bytes,
     dimension_wise_product_bytes,
     expected_distinct,
+    grid_bytes,
+    grid_product_bytes,
     number_wise_bytes,
     number_wise_pooled_bytes,
     number_wise_pooled_product_bytes,
@@ -121,6 +123,48 @@ def test_dimension_wise_products_by_hand() -> None:
     assert wire.backward == {"pre_product_gradients": 180, "pre_vector_gradients": 90}
 
 
+def test_grid_by_hand() -> None:
+    """4 nodes of 2; inside, 15 picks go to the other rank, and 5 tokens x 4 blocks x 4 columns x 2 bytes; between nodes
+    20 of the rows of 10 tokens are elsewhere, 18 of others here, in halves of 4 x 2 bytes."""
+    wire = grid_bytes(SMALL, 8, 2, off_node_rows=20, served_rows=18)
+    inside = {"inside_row_numbers": 60, "inside_blocks": 15, "inside_scores": 60, "inside_pooled_pieces": 160}
+    assert wire.forward == {**inside, "across_split_sizes": 24, "across_row_numbers": 80, "across_rows": 144}
+    back = {"inside_pooled_gradients": 160, "inside_score_gradients": 120, "across_row_gradients": 160}
+    assert wire.backward == back
+    wire = grid_product_bytes(WITH_PRE_VALUES, 8, 2, off_node_rows=20, served_rows=18)
+    inside = {"inside_pre_row_numbers": 60, "inside_pre_vectors": 60, "inside_pre_products": 60}
+    across = {"across_pre_split_sizes": 24, "across_pre_row_numbers": 80, "across_pre_rows": 216}
+    assert wire.forward == {**inside, **across}
+    back = {"inside_pre_product_gradients": 60, "inside_pre_vector_gradients": 60, "across_pre_row_gradients": 240}
+    assert wire.backward == back
+
+
+def test_a_grid_expects_the_rows_of_a_whole_node() -> None:
+    """The 30 picks of two ranks meet in fewer rows than twice those of 15."""
+    rows = 100 * (1 - 0.99**30) * 3 / 4
+    wire = grid_bytes(SMALL, 8, 2)
+    assert wire.forward["across_row_numbers"] == pytest.approx(4 * rows)
+    assert wire.forward["across_rows"] == wire.backward["across_row_gradients"] == pytest.approx(8 * rows)
+    products = grid_product_bytes(WITH_PRE_VALUES, 8, 2)
+    assert products.forward["across_pre_rows"] == pytest.approx(12 * rows)
+
+
+def test_a_row_reaches_a_node_once_in_a_grid_and_once_each_rank_number_wise() -> None:
+    """Every rank needs nearly all of 10,000 rows: 8 ranks of a node fetch an eighth of each."""
+    shape = LookupShape(tokens=4096, picks=84, num_rows=10_000, value_dim=1024, element_bytes=2)
+    rows = number_wise_bytes(shape, 16).forward["rows"]
+    assert grid_bytes(shape, 16, 8).forward["across_rows"] == pytest.approx(rows / 8 * (1 / 2) / (15 / 16))
+
+
+def test_a_grid_of_one_node_or_of_nodes_of_one_rank_sends_as_much_as_the_others() -> None:
+    for grid, lone in ((grid_bytes, dimension_wise_bytes), (grid_product_bytes, dimension_wise_product_bytes)):
+        assert grid(WITH_PRE_VALUES, 4, 4).forward_bytes == lone(WITH_PRE_VALUES, 4).forward_bytes
+        assert grid(WITH_PRE_VALUES, 4, 4).backward_bytes == lone(WITH_PRE_VALUES, 4).backward_bytes
+    for grid, rows in ((grid_bytes, number_wise_bytes), (grid_product_bytes, number_wise_product_bytes)):
+        assert grid(WITH_PRE_VALUES, 4, 1).forward_bytes == rows(WITH_PRE_VALUES, 4).forward_bytes
+        assert grid(WITH_PRE_VALUES, 4, 1).backward_bytes == rows(WITH_PRE_VALUES, 4).backward_bytes
+
+
 @pytest.mark.parametrize(
     ("partition", "lookup", "products"),
     [
@@ -138,6 +182,11 @@ def test_a_layer_with_pre_values_sends_for_both_tables(
     both = lookup(SMALL, 4).breakdown | products(WITH_PRE_VALUES, 4).breakdown
     assert wire.breakdown == both
     assert lookup(WITH_PRE_VALUES, 4) == lookup(SMALL, 4) == partition_bytes(partition, SMALL, 4)
+
+
+def test_a_grid_with_pre_values_sends_for_both_tables() -> None:
+    wire = partition_bytes(PartitionName.GRID, WITH_PRE_VALUES, 4, 2)
+    assert wire.breakdown == grid_bytes(SMALL, 4, 2).breakdown | grid_product_bytes(WITH_PRE_VALUES, 4, 2).breakdown
 
 
 def test_replicated_pre_values_send_nothing() -> None:

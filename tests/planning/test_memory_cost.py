@@ -53,6 +53,7 @@ def test_the_largest_shard_counts() -> None:
     assert shard_elements(10, 6, NUMBER_WISE, 3) == 4 * 6
     assert shard_elements(10, 6, PartitionName.NUMBER_WISE_POOLED, 3) == 4 * 6
     assert shard_elements(10, 6, DIMENSION_WISE, 3) == 10 * 2
+    assert shard_elements(10, 6, PartitionName.GRID, 6, node_size=2) == 4 * 3
     assert shard_elements(10, 6, REPLICATED, 1) == 60
 
 
@@ -86,6 +87,13 @@ def test_buffers_of_number_wise_products_by_hand() -> None:
     assert product_buffers(NUMBER_WISE, 2) == pytest.approx(2 * by_hand)
 
 
+def test_buffers_of_products_in_a_grid_by_hand() -> None:
+    """The places of the picks of both ranks of a node, and halves of the rows that these need together."""
+    rows = 10_000 * (1 - 0.9999 ** (2 * 1024 * 32))
+    by_hand = 1024 * (32 * 4 + 30 * 2 + 2 * 32 * 8) + rows * (15 * 2 + 4)
+    assert product_buffers(PartitionName.GRID, 4, node_size=2) == pytest.approx(2 * by_hand)
+
+
 def test_buffers_of_products_at_the_owners_by_hand() -> None:
     """The picks of others (row number, group), whose vectors both owners need but for 1 in 2**31; order, own groups."""
     by_hand = 1024 * (32 * 4 + 30 * 2 + 32 * (4 + 8) + 2 * 30 * 2 + 32 * 2 * 8)
@@ -101,12 +109,12 @@ def test_pooling_at_the_owners_keeps_no_rows() -> None:
     )
 
 
-def product_buffers(partition: PartitionName, ranks: int) -> float:
+def product_buffers(partition: PartitionName, ranks: int, node_size: int = 1) -> float:
     """What pre-values add to the buffers of two layers, with 1024 tokens and 10,000 rows."""
     workload = workload_of(make_config(memory=PRE_VALUES), 4)
     plain = replace(workload, lookup=replace(workload.lookup, pre_value_dim=0))
     config = make_config(memory=PRE_VALUES)
-    buffers, without = (rank_memory(config, w, partition, ranks).lookup_buffers for w in (workload, plain))
+    buffers, without = (rank_memory(config, w, partition, ranks, node_size).lookup_buffers for w in (workload, plain))
     return buffers - without
 
 

@@ -39,7 +39,7 @@ def test_json_there_and_back(
 
 def test_the_document_names_its_kind_version_and_hash(plan: Plan) -> None:
     document = json.loads(plan.to_json())
-    assert (document["schema"], document["version"], document["hash"]) == ("ultramem-plan", 2, plan.hash)
+    assert (document["schema"], document["version"], document["hash"]) == ("ultramem-plan", 3, plan.hash)
     assert re.fullmatch("[0-9a-f]{64}", plan.hash)
     assert document["placements"][0]["partition"] in ("number_wise", "dimension_wise", "replicated")
     assert all(candidate["partition"] != "auto" for candidate in document["candidates"])
@@ -75,7 +75,7 @@ def test_damaged_documents_are_refused_by_name(plan: Plan, tmp_path: Path) -> No
         ("{", "old.json is not JSON"),
         ("[]", "old.json is no plan"),
         ('{"schema": "other"}', 'old.json is no plan: "schema" should be "ultramem-plan"'),
-        (edited(plan, version=1), r"old.json: version: Input should be 2"),
+        (edited(plan, version=2), r"old.json: version: Input should be 3"),
         (edited(plan, surprise=1), r"old.json: surprise: Extra inputs are not permitted"),
         (edited(plan, memory_parallel_size=7), r"old.json was changed after it was written: its hash is"),
         (edited(plan, hash=None), "it states None"),
@@ -121,6 +121,19 @@ def test_a_plan_of_another_run_is_refused_with_the_difference(
         with pytest.raises(PlanError) as caught:
             check_plan_matches(plan, make_config(*overrides), world_size)
         assert message in str(caught.value)
+
+
+def test_a_plan_of_a_grid_names_its_nodes(make_config: MakeConfig, make_cluster: MakeCluster) -> None:
+    """They are part of the placement, and a pin is compared with them."""
+    plan = choose_plan(make_config("memory.partition=grid", "memory.node_size=3"), make_cluster(6))
+    assert (plan.node_size, {placement.node_size for placement in plan.placements}) == (3, {3})
+    assert Plan.from_json(plan.to_json()) == plan
+    check_plan_matches(plan, make_config("memory.node_size=3"), 6)
+    with pytest.raises(PlanError, match=r"over nodes of 3 ranks, but memory.node_size = 2; plan again"):
+        check_plan_matches(plan, make_config("memory.node_size=2"), 6)
+    other = choose_plan(make_config("memory.partition=number_wise"), make_cluster(6))
+    assert other.node_size is None
+    check_plan_matches(other, make_config("memory.node_size=2"), 6)
 
 
 def test_a_dense_plan_ignores_the_memory_section(make_config: MakeConfig, make_cluster: MakeCluster) -> None:

@@ -17,6 +17,15 @@ def test_two_stages_of_four_ranks_in_pairs() -> None:
     assert (grid.data, grid.mem_dp_size) == (2, 2)
 
 
+def test_a_grid_of_two_nodes_of_two_ranks() -> None:
+    grid = build_rank_grid(world_size=8, tensor=1, pipeline=2, memory_parallel_size=4, node_size=2)
+    assert grid.mem == ((0, 1, 2, 3), (4, 5, 6, 7))
+    assert grid.mem_inside == ((0, 1), (2, 3), (4, 5), (6, 7))
+    assert grid.mem_across == ((0, 2), (1, 3), (4, 6), (5, 7))
+    with pytest.raises(ConfigError, match=r"memory.node_size = 3 must divide memory.parallel_size = 4; .* 1, 2, 4"):
+        build_rank_grid(world_size=8, tensor=1, pipeline=2, memory_parallel_size=4, node_size=3)
+
+
 @st.composite
 def grids(draw: st.DrawFn) -> RankGrid:
     tensor, data, pipeline = draw(st.integers(1, 4)), draw(st.integers(1, 6)), draw(st.integers(1, 4))

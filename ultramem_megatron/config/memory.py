@@ -32,6 +32,8 @@ class PartitionName(StrEnum):
     """Rows are split; a token's rows are summed where they are, and the sums travel."""
     DIMENSION_WISE = "dimension_wise"
     """Columns are split."""
+    GRID = "grid"
+    """Columns are split inside a node, rows between nodes."""
     REPLICATED = "replicated"
     """Every rank has the whole table."""
 
@@ -196,6 +198,10 @@ class MemoryConfig:
     parallel_size: str = "auto"
     """Ranks that share one copy of each table [P]: a number, or ``auto``."""
 
+    node_size: str = "auto"
+    """``grid``: ranks that count as one node and split the columns [L]: a number that divides ``parallel_size``, or
+    ``auto`` for those that the cluster has in a node."""
+
     def __post_init__(self) -> None:
         if self.variant is VariantName.NONE:
             return
@@ -299,8 +305,10 @@ class MemoryConfig:
                 'for instance memory.spans="1:2/3:4"'
             )
         parse_spans(self.spans)
-        if self.parallel_size != "auto" and (not self.parallel_size.isdecimal() or int(self.parallel_size) < 1):
-            raise ConfigError(f"memory.parallel_size = {self.parallel_size} must be auto or a number of ranks from 1")
+        for name in ("parallel_size", "node_size"):
+            value = getattr(self, name)
+            if value != "auto" and (not value.isdecimal() or int(value) < 1):
+                raise ConfigError(f"memory.{name} = {value} must be auto or a number of ranks from 1")
 
     @property
     def span_list(self) -> tuple[Span, ...]:

@@ -32,6 +32,7 @@ TIE_ORDER = (
     PartitionName.NUMBER_WISE,
     PartitionName.NUMBER_WISE_POOLED,
     PartitionName.DIMENSION_WISE,
+    PartitionName.GRID,
     PartitionName.REPLICATED,
 )
 
@@ -113,6 +114,7 @@ def _placements(config: RunConfig, chosen: Candidate) -> tuple[TablePlacement, .
             span=str(span),
             partition=chosen.partition,
             parallel_size=chosen.parallel_size,
+            node_size=chosen.node_size,
             num_rows=config.memory.num_rows,
             value_dim=config.memory.value_dim,
         )
@@ -147,10 +149,10 @@ def _nothing_fits(config: RunConfig, candidates: list[Candidate], cluster: Clust
     too_big = [c for c in allowed if c.rejected_by is Rejection.CAPACITY]
     if not too_big:
         shapes = "; ".join(f"{c.label}: {c.reason}" for c in allowed)
-        remedy = "memory.parallel_size or memory.value_dim"
-        if config.memory.pre_value_dim:
-            remedy = "memory.parallel_size, memory.value_dim or memory.pre_value_dim"
-        return f"{head}: {shapes}. {escape}Change memory.partition, {remedy}"
+        settings = ["memory.partition", "memory.parallel_size"]
+        settings += ["memory.node_size"] if config.memory.partition is PartitionName.GRID else []
+        settings += ["memory.value_dim"] + (["memory.pre_value_dim"] if config.memory.pre_value_dim else [])
+        return f"{head}: {shapes}. {escape}Change {', '.join(settings[:-1])} or {settings[-1]}"
     smallest = min(too_big, key=lambda c: c.memory_bytes)
     return (
         f"{head}. The smallest, {smallest.label}, {_shortage(smallest.memory, cluster)}. {escape}"

@@ -3,10 +3,11 @@
 What this project's partitions send, forward and backward, to the byte. The formulas of the UltraMem paper, which are
 coarser, are in ``paper_cost.py``.
 
-Letters: T tokens of this rank in one micro-batch, K rows a token, P ranks of the ``mem`` group, Dv width of a row,
-Dp width of a pre-value (UltraMemV2), E pooled vectors, h cores, b bytes of an element, N rows of the table, M copies of
-the table. P - 1 of P equally loaded shares are elsewhere, hence the factor (P - 1) / P throughout. Where counts depend
-on the picks, a function takes those that were measured, and is then exact, or expects all rows to be equally likely.
+Letters: T tokens of this rank in one micro-batch, K rows a token, P ranks of the ``mem`` group, L of them in a node,
+Dv width of a row, Dp width of a pre-value (UltraMemV2), E pooled vectors, h cores, b bytes of an element, N rows of the
+table, M copies of the table. P - 1 of P equally loaded shares are elsewhere, hence the factor (P - 1) / P throughout.
+Where counts depend on the picks, a function takes those that were measured, and is then exact, or expects all rows to
+be equally likely.
 """
 
 import math
@@ -20,6 +21,9 @@ INT32_BYTES = 4
 UINT8_BYTES = 1
 FP32_BYTES = 4
 BF16_BYTES = 2
+
+PRE_VALUES = "pre_"
+"""Before the names of what travels for pre-values, so that they stay apart from those of the lookup."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +131,7 @@ def number_wise_product_bytes(
 ) -> WireBytes:
     """Inner products with pre-values: as a lookup of rows of their width, which are multiplied at home."""
     rows = number_wise_bytes(replace(shape, value_dim=shape.pre_value_dim), ranks, off_rank_rows, served_rows)
-    return WireBytes(_prefixed(rows.forward), _prefixed(rows.backward))
+    return _prefixed(rows, PRE_VALUES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +192,7 @@ def number_wise_pooled_product_bytes(shape: LookupShape, ranks: int, counts: Own
         "product_gradients": FP32_BYTES * counts.sent_picks,
         "vector_gradients": vector_bytes * counts.served_groups,
     }
-    return WireBytes(_prefixed(forward), _prefixed(backward))
+    return _prefixed(WireBytes(forward, backward), PRE_VALUES)
 
 
 def _expected_owner_counts(shape: LookupShape, ranks: int, kinds: int) -> OwnerCounts:
@@ -250,16 +254,68 @@ def dimension_wise_product_bytes(shape: LookupShape, ranks: int) -> WireBytes:
     sent_picks = shape.tokens * shape.picks * (ranks - 1)
     slices = (ranks - 1) * shape.tokens * (shape.pre_value_dim // ranks) * shape.element_bytes
     products = FP32_BYTES * sent_picks
-    return WireBytes(
-        forward=_prefixed({"row_numbers": INT32_BYTES * sent_picks, "vectors": slices, "products": products}),
-        backward=_prefixed({"product_gradients": products, "vector_gradients": slices}),
-    )
+    forward = {"row_numbers": INT32_BYTES * sent_picks, "vectors": slices, "products": products}
+    return _prefixed(WireBytes(forward, {"product_gradients": products, "vector_gradients": slices}), PRE_VALUES)
 
 
-def partition_bytes(partition: PartitionName, shape: LookupShape, ranks: int) -> WireBytes:
+def grid_bytes(
+    shape: LookupShape,
+    ranks: int,
+    node_size: int,
+    off_node_rows: float | None = None,
+    served_rows: float | None = None,
+) -> WireBytes:
+    """A lookup: dimension-wise inside the node; between nodes number-wise, in rows of a rank's columns.
+
+    A row travels to a node once, however many of the node's tokens pick it, each of its ranks fetching an L-th.
+
+    Args:
+        shape: The lookup, without its pre-values; every rank of a node has the same number of tokens.
+        ranks: P.
+        node_size: L, a divisor of ``ranks`` and of ``shape.value_dim``.
+        off_node_rows: Distinct rows of other nodes among the picks of all tokens of this rank's node. Defaults to the
+            expectation when all rows are equally likely.
+        served_rows: Rows that other nodes ask of this one, distinct for each of them. Defaults to ``off_node_rows``.
+
+    Names begin with ``inside_`` for what stays in the node and with ``across_`` for what leaves it.
+    """
+    inside = dimension_wise_bytes(shape, node_size)
+    between = replace(_of_node(shape, node_size), value_dim=shape.value_dim // node_size)
+    across = number_wise_bytes(between, ranks // node_size, off_node_rows, served_rows)
+    return _prefixed(inside, "inside_") + _prefixed(across, "across_")
+
+
+def grid_product_bytes(
+    shape: LookupShape,
+    ranks: int,
+    node_size: int,
+    off_node_rows: float | None = None,
+    served_rows: float | None = None,
+) -> WireBytes:
+    """Inner products with pre-values: as the lookup, dimension-wise inside the node and number-wise between nodes.
+
+    Args:
+        shape: The lookup; every rank of a node has the same number of tokens.
+        ranks: P.
+        node_size: L, a divisor of ``ranks`` and of ``shape.pre_value_dim``.
+        off_node_rows: As in ``grid_bytes``.
+        served_rows: As in ``grid_bytes``.
+    """
+    inside = dimension_wise_product_bytes(shape, node_size)
+    between = replace(_of_node(shape, node_size), pre_value_dim=shape.pre_value_dim // node_size)
+    across = number_wise_product_bytes(between, ranks // node_size, off_node_rows, served_rows)
+    return _prefixed(inside, "inside_") + _prefixed(across, "across_")
+
+
+def _of_node(shape: LookupShape, node_size: int) -> LookupShape:
+    """The tokens of all ranks of a node in one lookup."""
+    return replace(shape, tokens=node_size * shape.tokens)
+
+
+def partition_bytes(partition: PartitionName, shape: LookupShape, ranks: int, node_size: int = 1) -> WireBytes:
     """Expected traffic of one memory layer in one micro-batch: its lookup and, with pre-values, their inner products.
 
-    Nothing when the tables are replicated.
+    Nothing when the tables are replicated. ``node_size`` (L) matters to a grid alone.
     """
     match partition:
         case PartitionName.NUMBER_WISE:
@@ -271,6 +327,9 @@ def partition_bytes(partition: PartitionName, shape: LookupShape, ranks: int) ->
         case PartitionName.DIMENSION_WISE:
             products = dimension_wise_product_bytes(shape, ranks) if shape.pre_value_dim else WireBytes()
             return dimension_wise_bytes(shape, ranks) + products
+        case PartitionName.GRID:
+            products = grid_product_bytes(shape, ranks, node_size) if shape.pre_value_dim else WireBytes()
+            return grid_bytes(shape, ranks, node_size) + products
         case PartitionName.REPLICATED:
             return WireBytes()
         case PartitionName.AUTO:
@@ -293,9 +352,12 @@ def table_sync_bytes(*, shard_elements: int, replicas: int, element_bytes: int) 
     )
 
 
-def _prefixed(parts: Mapping[str, float]) -> dict[str, float]:
-    """Names of what travels for pre-values, so that they stay apart from those of the lookup."""
-    return {f"pre_{name}": count for name, count in parts.items()}
+def _prefixed(wire: WireBytes, prefix: str) -> WireBytes:
+    """The same, each name with ``prefix`` before it."""
+    forward, backward = (
+        {f"{prefix}{n}": count for n, count in parts.items()} for parts in (wire.forward, wire.backward)
+    )
+    return WireBytes(forward, backward)
 
 
 def _joined(left: Mapping[str, float], right: Mapping[str, float]) -> dict[str, float]:

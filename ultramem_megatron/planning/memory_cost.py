@@ -59,30 +59,37 @@ class MemoryCost:
         return sum(self.parts.values())
 
 
-def rank_memory(config: RunConfig, workload: Workload, partition: PartitionName, ranks: int) -> MemoryCost:
+# Letters: L, ``node_size``, ranks of the group inside a node; it matters to a grid alone.
+
+
+def rank_memory(
+    config: RunConfig, workload: Workload, partition: PartitionName, ranks: int, node_size: int = 1
+) -> MemoryCost:
     """Memory of a rank of the stage that needs most, with tables split by ``partition`` over ``ranks`` ranks."""
     stages = range(config.parallelism.pipeline)
-    costs = (_stage_memory(config, workload, partition, ranks, stage) for stage in stages)
+    costs = (_stage_memory(config, workload, partition, ranks, node_size, stage) for stage in stages)
     return max(costs, key=lambda cost: cost.total_bytes)
 
 
-def shard_elements(num_rows: int, value_dim: int, partition: PartitionName, ranks: int) -> int:
+def shard_elements(num_rows: int, value_dim: int, partition: PartitionName, ranks: int, node_size: int = 1) -> int:
     """Elements of the largest shard of one table; rows that do not divide evenly go to the first ranks."""
     match partition:
         case PartitionName.NUMBER_WISE | PartitionName.NUMBER_WISE_POOLED:
             return -(-num_rows // ranks) * value_dim
         case PartitionName.DIMENSION_WISE:
             return num_rows * -(-value_dim // ranks)
+        case PartitionName.GRID:
+            return -(-num_rows * node_size // ranks) * -(-value_dim // node_size)
         case PartitionName.REPLICATED:
             return num_rows * value_dim
         case PartitionName.AUTO:
             raise AssertionError("a plan names a partition; auto is for the config")
 
 
-def layer_shard_elements(memory: MemoryConfig, partition: PartitionName, ranks: int) -> int:
+def layer_shard_elements(memory: MemoryConfig, partition: PartitionName, ranks: int, node_size: int = 1) -> int:
     """Elements of the largest shards of one memory layer: of its values, and of its pre-values where it has any."""
     widths = (memory.value_dim, memory.pre_value_dim)
-    return sum(shard_elements(memory.num_rows, width, partition, ranks) for width in widths)
+    return sum(shard_elements(memory.num_rows, width, partition, ranks, node_size) for width in widths)
 
 
 def weight_state_bytes(parameters: float, element_bytes: int, optimizer_ranks: int) -> tuple[float, float, float]:
@@ -99,10 +106,10 @@ def weight_state_bytes(parameters: float, element_bytes: int, optimizer_ranks: i
 
 
 def _stage_memory(
-    config: RunConfig, workload: Workload, partition: PartitionName, ranks: int, stage: int
+    config: RunConfig, workload: Workload, partition: PartitionName, ranks: int, node_size: int, stage: int
 ) -> MemoryCost:
     tables = workload.tables_of_stage[stage]
-    shard = layer_shard_elements(config.memory, partition, ranks)
+    shard = layer_shard_elements(config.memory, partition, ranks, node_size)
     copies = workload.stage_ranks // ranks
     table = weight_state_bytes(tables * shard, workload.element_bytes, copies)
     dense = weight_state_bytes(_dense_parameters(config, tables, stage), workload.element_bytes, workload.data_ranks)
@@ -121,7 +128,7 @@ def _stage_memory(
         expert_gradients=experts[1],
         expert_optimizer=experts[2],
         activations=_activations(config, workload, in_flight) + _logits(config, workload, stage),
-        lookup_buffers=in_flight * tables * _layer_buffers(workload.lookup, partition, ranks),
+        lookup_buffers=in_flight * tables * _layer_buffers(workload.lookup, partition, ranks, node_size),
     )
 
 
@@ -177,13 +184,13 @@ def _logits(config: RunConfig, workload: Workload, stage: int) -> float:
     return entries * (workload.element_bytes + FP32_BYTES)
 
 
-def _layer_buffers(shape: LookupShape, partition: PartitionName, ranks: int) -> float:
+def _layer_buffers(shape: LookupShape, partition: PartitionName, ranks: int, node_size: int) -> float:
     """Kept from forward to backward for one layer."""
-    products = _product_buffers(shape, partition, ranks) if shape.pre_value_dim else 0
-    return lookup_buffers(shape, partition, ranks) + products
+    products = _product_buffers(shape, partition, ranks, node_size) if shape.pre_value_dim else 0
+    return lookup_buffers(shape, partition, ranks, node_size) + products
 
 
-def lookup_buffers(shape: LookupShape, partition: PartitionName, ranks: int) -> float:
+def lookup_buffers(shape: LookupShape, partition: PartitionName, ranks: int, node_size: int = 1) -> float:
     """Bytes that one lookup keeps for its backward pass: picks and scores, picked rows, pooled vectors."""
     picks = shape.tokens * shape.picks
     pick_bytes = INT32_BYTES + UINT8_BYTES + shape.cores * shape.element_bytes
@@ -199,6 +206,12 @@ def lookup_buffers(shape: LookupShape, partition: PartitionName, ranks: int) -> 
             # gathered scores are fp32
             gathered_bytes = INT32_BYTES + UINT8_BYTES + shape.cores * FP32_BYTES
             return picks * ranks * gathered_bytes + _pooling(shape, ranks) + 2 * pooled
+        case PartitionName.GRID:
+            # dimension-wise inside the node; but a pick has the place of its row among those that came, and the row
+            # numbers that other nodes asked for are kept too
+            gathered_bytes = INT64_BYTES + UINT8_BYTES + shape.cores * FP32_BYTES
+            asked = INT32_BYTES * expected_distinct(picks * node_size, shape.num_rows)
+            return picks * node_size * gathered_bytes + asked + _pooling(shape, node_size) + 2 * pooled
         case PartitionName.REPLICATED:
             return picks * pick_bytes + _pooling(shape, 1) + pooled
         case PartitionName.AUTO:
@@ -216,7 +229,7 @@ def _pooling(shape: LookupShape, ranks: int) -> float:
     return FP32_BYTES * (picks * shape.value_dim + weights)
 
 
-def _product_buffers(shape: LookupShape, partition: PartitionName, ranks: int) -> float:
+def _product_buffers(shape: LookupShape, partition: PartitionName, ranks: int, node_size: int) -> float:
     """Of the inner products: products, vectors, and what is needed to read the rows again, or the received rows."""
     picks = shape.tokens * shape.picks
     # dimension-wise too: the tokens of all, a P-th of the columns each
@@ -233,6 +246,11 @@ def _product_buffers(shape: LookupShape, partition: PartitionName, ranks: int) -
             return kept + came + picks * 2 * INT64_BYTES
         case PartitionName.DIMENSION_WISE:
             return kept + picks * ranks * INT32_BYTES
+        case PartitionName.GRID:
+            # as number-wise, for the tokens of the node and an L-th of the columns
+            came = expected_distinct(picks * node_size, shape.num_rows)
+            row_bytes = shape.pre_value_dim / node_size * shape.element_bytes + INT32_BYTES
+            return kept + picks * node_size * INT64_BYTES + came * row_bytes
         case PartitionName.REPLICATED:
             return kept
         case PartitionName.AUTO:

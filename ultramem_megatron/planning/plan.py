@@ -13,10 +13,10 @@ from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.errors import PlanError
 from ultramem_megatron.files import write_text
 
-PLAN_VERSION: Final = 2
+PLAN_VERSION: Final = 3
 
-# What a plan depends on. Pins (memory.partition, memory.parallel_size) are compared with the placements instead:
-# a plan made under a pin still serves a run without one.
+# What a plan depends on. Pins (memory.partition, memory.parallel_size, memory.node_size) are compared with the
+# placements instead: a plan made under a pin still serves a run without one.
 _SUMMARY_FIELDS = {
     "model": (
         *("layers", "hidden", "ffn_hidden", "heads", "seq_length"),
@@ -50,6 +50,9 @@ class Candidate(_Record):
     parallel_size: int
     """Ranks that share one copy of each table [P]."""
 
+    node_size: int | None = None
+    """Of a grid, the ranks that count as one node and split the columns [L]; none for other partitions."""
+
     forward_bytes: float
     """Of one table, pre-values included, in one micro-batch; 0 when the shape rules the candidate out."""
 
@@ -75,10 +78,11 @@ class Candidate(_Record):
 
     @property
     def label(self) -> str:
-        """``number_wise over 4 ranks``."""
+        """``number_wise over 4 ranks``, ``grid over 16 ranks in nodes of 8``."""
         if self.parallel_size == 1:
             return str(self.partition)
-        return f"{self.partition} over {self.parallel_size} ranks"
+        nodes = f" in nodes of {self.node_size}" if self.node_size else ""
+        return f"{self.partition} over {self.parallel_size} ranks{nodes}"
 
 
 class TablePlacement(_Record):
@@ -90,6 +94,9 @@ class TablePlacement(_Record):
     span: str
     partition: PartitionName
     parallel_size: int
+    node_size: int | None
+    """As a candidate's."""
+
     num_rows: int
     value_dim: int
 
@@ -125,7 +132,7 @@ class Plan(_Record):
     """Where every table lives, why, and what it is expected to cost. Made by ``choose_plan``."""
 
     schema_name: Literal["ultramem-plan"] = Field(default="ultramem-plan", alias="schema")
-    version: Literal[2] = PLAN_VERSION
+    version: Literal[3] = PLAN_VERSION
     cluster: str
     world_size: int
     config_summary: dict[str, int | str | bool]
@@ -161,6 +168,11 @@ class Plan(_Record):
     def partition(self) -> PartitionName | None:
         """How the tables are split; none for a dense model."""
         return self.placements[0].partition if self.placements else None
+
+    @property
+    def node_size(self) -> int | None:
+        """Ranks of a ``mem`` group that count as one node; none where the tables are not split as a grid."""
+        return self.placements[0].node_size if self.placements else None
 
     @property
     def chosen(self) -> Candidate | None:
@@ -272,4 +284,9 @@ def check_plan_matches(plan: Plan, config: RunConfig, world_size: int) -> None:
         raise PlanError(
             f"the plan shares a table over {plan.memory_parallel_size} ranks, but memory.parallel_size = "
             f"{memory.parallel_size}{again}"
+        )
+    if plan.node_size is not None and memory.node_size not in ("auto", str(plan.node_size)):
+        raise PlanError(
+            f"the plan splits the columns over nodes of {plan.node_size} ranks, but memory.node_size = "
+            f"{memory.node_size}{again}"
         )

@@ -13,7 +13,8 @@ RankLists = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankGrid:
-    """Every rank occurs once in ``stages``, once in ``mem``, once in ``mem_dp`` and once in ``mem_pp``."""
+    """Every rank occurs once in ``stages``, once in ``mem``, once in ``mem_dp`` and once in ``mem_pp``; where tables
+    are split as a grid, once in ``mem_inside`` and once in ``mem_across``, which are empty else."""
 
     world_size: int
     tensor: int
@@ -32,6 +33,12 @@ class RankGrid:
     mem_pp: RankLists
     """``mem`` groups joined over the stages: the ranks that hold one copy of all tables of the model."""
 
+    mem_inside: RankLists = ()
+    """Ranks of a ``mem`` group that count as one node: consecutive ones."""
+
+    mem_across: RankLists = ()
+    """Ranks of a ``mem`` group with the same place in their nodes."""
+
     @property
     def data(self) -> int:
         """Data-parallel ranks."""
@@ -43,17 +50,28 @@ class RankGrid:
         return len(self.mem_dp[0])
 
 
-def build_rank_grid(*, world_size: int, tensor: int, pipeline: int, memory_parallel_size: int) -> RankGrid:
+def build_rank_grid(
+    *, world_size: int, tensor: int, pipeline: int, memory_parallel_size: int, node_size: int | None = None
+) -> RankGrid:
     """Lay out ``world_size`` ranks.
 
+    Args:
+        world_size: All ranks.
+        tensor: Tensor-parallel ranks.
+        pipeline: Pipeline stages.
+        memory_parallel_size: Ranks of a ``mem`` group.
+        node_size: Those of them that count as one node, where tables are split as a grid.
+
     Raises:
-        ConfigError: ``tensor * pipeline`` does not divide the ranks, or ``memory_parallel_size`` does not divide
-            those of one stage.
+        ConfigError: ``tensor * pipeline`` does not divide the ranks, ``memory_parallel_size`` does not divide those of
+            one stage, or ``node_size`` does not divide ``memory_parallel_size``.
     """
     require_positive("the number of ranks", world_size)
     require_divides("parallelism.tensor * pipeline", tensor * pipeline, "the number of ranks", world_size)
     stage_size = world_size // pipeline
     require_divides("memory.parallel_size", memory_parallel_size, "the ranks of one pipeline stage", stage_size)
+    if node_size is not None:
+        require_divides("memory.node_size", node_size, "memory.parallel_size", memory_parallel_size)
     stages = _blocks(range(world_size), stage_size)
     copies = stage_size // memory_parallel_size
     mem = tuple(group for stage in stages for group in _blocks(stage, memory_parallel_size))
@@ -66,6 +84,8 @@ def build_rank_grid(*, world_size: int, tensor: int, pipeline: int, memory_paral
         mem=mem,
         mem_dp=tuple(stage[index::memory_parallel_size] for stage in stages for index in range(memory_parallel_size)),
         mem_pp=tuple(tuple(rank for group in mem[copy::copies] for rank in group) for copy in range(copies)),
+        mem_inside=() if node_size is None else tuple(node for group in mem for node in _blocks(group, node_size)),
+        mem_across=() if node_size is None else tuple(g[i::node_size] for g in mem for i in range(node_size)),
     )
 
 
