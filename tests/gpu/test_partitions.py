@@ -9,13 +9,12 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ultramem_megatron.config.memory import PartitionName
-from ultramem_megatron.parallel.channel import Channel
 from ultramem_megatron.parallel.partition.base import Picks, TableShape, ValuePartition
 from ultramem_megatron.parallel.partition.registry import PARTITIONS
+from ultramem_megatron.testing.partition_runs import build
 from ultramem_megatron.testing.reference_layer import reference_pooling
 from ultramem_megatron.testing.tolerances import assert_agrees
 
@@ -66,7 +65,7 @@ def make_case(dtype: torch.dtype, tokens: int = 37) -> Case:
 @pytest.mark.parametrize("name", PARTITIONS)
 def test_equals_the_unsplit_lookup(device: torch.device, name: PartitionName, dtype: torch.dtype) -> None:
     case = make_case(dtype)
-    partition = PARTITIONS[name](SHAPE, Channel(dist.group.WORLD))
+    partition = build(name, SHAPE)
     table = case.table_NV.to(device, copy=True).requires_grad_()
     picks = case.picks(device)
     pooled = partition(table, picks, [len(case.rows_TK)])
@@ -81,7 +80,7 @@ def test_equals_the_unsplit_lookup(device: torch.device, name: PartitionName, dt
 def test_gradients_land_in_main_grad(device: torch.device, name: PartitionName) -> None:
     """Two micro-batches add up in fp32, and the parameter's own gradient owns no memory."""
     case = make_case(torch.bfloat16)
-    partition = PARTITIONS[name](SHAPE, Channel(dist.group.WORLD))
+    partition = build(name, SHAPE)
     table = torch.nn.Parameter(case.table_NV.to(device, copy=True))
     table.main_grad = torch.zeros(table.shape, device=device)  # type: ignore[attr-defined]
     for _ in range(2):
@@ -99,7 +98,7 @@ def test_gradients_land_in_main_grad(device: torch.device, name: PartitionName) 
 @pytest.mark.parametrize("name", PARTITIONS)
 def test_a_rank_may_have_no_tokens(device: torch.device, name: PartitionName) -> None:
     case = make_case(torch.float32, tokens=0)
-    partition = PARTITIONS[name](SHAPE, Channel(dist.group.WORLD))
+    partition = build(name, SHAPE)
     table = case.table_NV.to(device, copy=True).requires_grad_()
     pooled = partition(table, case.picks(device), [0])
     assert pooled.shape == (0, SHAPE.blocks, SHAPE.value_dim)
@@ -142,9 +141,9 @@ def count_waits(partition: ValuePartition, table: torch.nn.Parameter, case: Case
 def test_an_operation_waits_for_the_device_once_at_most(device: torch.device, name: PartitionName) -> None:
     """Only to learn sizes; never backward."""
     case = make_case(torch.bfloat16)
-    partition = PARTITIONS[name](SHAPE, Channel(dist.group.WORLD))
+    partition = build(name, SHAPE)
     table = torch.nn.Parameter(case.table_NV.to(device, copy=True))
     table.main_grad = torch.zeros(table.shape, device=device)  # type: ignore[attr-defined]
-    allowed = 1 if name in (PartitionName.NUMBER_WISE, PartitionName.NUMBER_WISE_POOLED) else 0
+    allowed = 0 if name in (PartitionName.REPLICATED, PartitionName.DIMENSION_WISE) else 1
     count_waits(partition, table, case)  # the first time also makes what lives on
     assert count_waits(partition, table, case) == (allowed, allowed, 0)

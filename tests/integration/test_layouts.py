@@ -86,6 +86,7 @@ DIMENSION_WISE_TP2 = ("parallelism.tensor=2", "memory.parallel_size=2", "memory.
         Layout("3 processes", 3),
         Layout("3 processes, mem 3 number-wise", 3, ("memory.parallel_size=3", "memory.partition=number_wise")),
         Layout("3 processes, pooled at owners", 3, ("memory.parallel_size=3", "memory.partition=number_wise_pooled")),
+        Layout("2 nodes of 2", 4, ("memory.parallel_size=4", "memory.partition=grid", "memory.node_size=2")),
         Layout("1 process", 1),
         Layout("PP2", 2, ("parallelism.pipeline=2",)),
     ],

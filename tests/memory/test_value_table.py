@@ -8,10 +8,9 @@ import torch
 import torch.distributed as dist
 
 from ultramem_megatron.config.memory import PartitionName
-from ultramem_megatron.parallel.channel import Channel
 from ultramem_megatron.parallel.partition.base import TableShape
-from ultramem_megatron.parallel.partition.registry import PARTITIONS
 from ultramem_megatron.testing.distributed import run_distributed
+from ultramem_megatron.testing.partition_runs import build
 
 SHAPE = TableShape(num_rows=7, value_dim=6)
 
@@ -20,8 +19,8 @@ def describe(name: PartitionName) -> dict[str, Any]:
     from ultramem_megatron.memory.value_table import ValueTable
 
     alone, _ = dist.new_subgroups(1)
-    assert alone is not None and dist.group.WORLD is not None
-    table = ValueTable(PARTITIONS[name](SHAPE, Channel(dist.group.WORLD)), alone, torch.bfloat16, torch.device("cpu"))
+    assert alone is not None
+    table = ValueTable(build(name, SHAPE), alone, torch.bfloat16, torch.device("cpu"))
     ((key, tensor),) = table.sharded_state_dict("memory.layers.0.table.").items()
     assert tensor.data is table.weight and tensor.key == key
     weight: Any = table.weight
@@ -42,6 +41,7 @@ def describe(name: PartitionName) -> dict[str, Any]:
         (PartitionName.REPLICATED, 1, [(0, 0)], [(7, 6)]),
         (PartitionName.NUMBER_WISE, 3, [(0, 0), (2, 0), (4, 0)], [(2, 6), (2, 6), (3, 6)]),
         (PartitionName.DIMENSION_WISE, 3, [(0, 0), (0, 2), (0, 4)], [(7, 2)] * 3),
+        (PartitionName.GRID, 4, [(0, 0), (0, 3), (3, 0), (3, 3)], [(3, 3), (3, 3), (4, 3), (4, 3)]),
     ],
 )
 def test_shards_know_their_place(

@@ -18,6 +18,12 @@ LAYOUTS = [
     pytest.param(
         4, ("memory.parallel_size=4", "memory.partition=dimension_wise"), id="mem4-dimension-wise", marks=SLOW
     ),
+    pytest.param(
+        4,
+        ("memory.parallel_size=4", "memory.partition=grid", "memory.node_size=2"),
+        id="mem4-grid",
+        marks=SLOW,
+    ),
     pytest.param(2, ("parallelism.tensor=2", "parallelism.sequence=true"), id="tp2-sp"),
     pytest.param(2, ("parallelism.pipeline=2",), id="pp2"),
     pytest.param(2, ("parallelism.pipeline=2", "parallelism.virtual_pipeline=2"), id="pp2-vp2"),

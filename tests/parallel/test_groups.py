@@ -33,6 +33,7 @@ def report(grid: RankGrid, virtual: int, expert: int = 1, value_tables: bool = T
     found: dict[str, object] = {
         "mem": ranks_of(groups.mem),
         "mem_dp": ranks_of(groups.mem_dp),
+        "nodes": groups.mem_nodes and (ranks_of(groups.mem_nodes.inside), ranks_of(groups.mem_nodes.across)),
         "modules": {name: ranks_of(getattr(groups.mcore, name)) for name in EXPERT_GROUPS},
         "gradients": {name: ranks_of(getattr(groups.gradients, name)) for name in EXPERT_GROUPS},
         "tp": ranks_of(groups.tp),
@@ -65,6 +66,7 @@ def test_groups_are_those_of_the_grid(megatron: ModuleType, tensor: int, pipelin
     for rank, found in enumerate(run_distributed(WORLD, report, grid, virtual)):
         stage, in_stage = divmod(rank, WORLD // pipeline)
         assert found["mem"] == own(grid.mem, rank)
+        assert found["nodes"] is None
         reduced = found["gradients"]
         assert isinstance(reduced, dict)
         assert found["mem_dp"] == reduced["expt_dp"] == reduced["intra_expt_dp"] == own(grid.mem_dp, rank)
@@ -74,6 +76,12 @@ def test_groups_are_those_of_the_grid(megatron: ModuleType, tensor: int, pipelin
         assert found["dp_cp"] == tuple(range(first, (stage + 1) * (WORLD // pipeline), tensor))
         assert found["data"] == (in_stage // tensor, WORLD // pipeline // tensor)
         assert found["stage"] == (stage, stage == pipeline - 1)
+
+
+def test_the_groups_of_a_grid_of_nodes(megatron: ModuleType) -> None:
+    grid = build_rank_grid(world_size=WORLD, tensor=1, pipeline=1, memory_parallel_size=4, node_size=2)
+    expected = [((0, 1), (0, 2)), ((0, 1), (1, 3)), ((2, 3), (0, 2)), ((2, 3), (1, 3))]
+    assert [found["nodes"] for found in run_distributed(WORLD, report, grid, 1)] == expected
 
 
 def test_experts_are_shared_by_data_parallel_ranks(megatron: ModuleType) -> None:

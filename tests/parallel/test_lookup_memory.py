@@ -9,20 +9,18 @@ from ultramem_megatron.config.memory import PartitionName
 from ultramem_megatron.planning.comm_cost import LookupShape
 from ultramem_megatron.planning.memory_cost import lookup_buffers
 from ultramem_megatron.testing.distributed import run_distributed
+from ultramem_megatron.testing.partition_cases import usual_node_size
 
 TOKENS, PICKS, ROWS, WIDTH, BLOCKS, CORES = 64, 32, 500, 96, 4, 2
 
 
 def kept_bytes(name: PartitionName, dtype: torch.dtype) -> int:
     """Bytes of the storages that autograd holds, each once, beside the table."""
-    from ultramem_megatron.parallel.channel import Channel
     from ultramem_megatron.parallel.partition.base import Picks, TableShape
-    from ultramem_megatron.parallel.partition.registry import PARTITIONS
+    from ultramem_megatron.testing.partition_runs import build
 
-    world = dist.group.WORLD
-    assert world is not None
     table = TableShape(num_rows=ROWS, value_dim=WIDTH, blocks=BLOCKS, cores=CORES)
-    partition = PARTITIONS[name](table, Channel(world))
+    partition = build(name, table)
     shard = torch.randn(partition.shard(dist.get_rank()).shape, dtype=dtype).requires_grad_()
     picks = Picks(
         torch.randint(ROWS, (TOKENS, PICKS), dtype=torch.int32),
@@ -44,7 +42,12 @@ def kept_bytes(name: PartitionName, dtype: torch.dtype) -> int:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     ("partition", "ranks"),
-    [(PartitionName.REPLICATED, 1), (PartitionName.NUMBER_WISE, 2), (PartitionName.DIMENSION_WISE, 2)],
+    [
+        (PartitionName.REPLICATED, 1),
+        (PartitionName.NUMBER_WISE, 2),
+        (PartitionName.DIMENSION_WISE, 2),
+        (PartitionName.GRID, 4),
+    ],
 )
 def test_a_lookup_keeps_what_the_planner_counts(partition: PartitionName, ranks: int, dtype: torch.dtype) -> None:
     shape = LookupShape(
@@ -56,6 +59,6 @@ def test_a_lookup_keeps_what_the_planner_counts(partition: PartitionName, ranks:
         expansion=BLOCKS,
         cores=CORES,
     )
-    counted = lookup_buffers(shape, partition, ranks)
+    counted = lookup_buffers(shape, partition, ranks, usual_node_size(ranks))
     for kept in run_distributed(ranks, kept_bytes, partition, dtype):
         assert 0.8 < kept / counted < 1.25

@@ -48,7 +48,7 @@ def accumulate_twice(name: PartitionName, case: Case) -> tuple[Tensor, int, int]
         main_grad, the bytes that the parameter's own gradient owns, the largest tensor made in the second backward.
     """
     rank = dist.get_rank()
-    partition = build(name, case.shape)
+    partition = build(name, case.shape, case.node_size)
     weight_nv = torch.nn.Parameter(cut(case.table_NV, partition.shard(rank)).clone())
     weight_nv.main_grad = torch.zeros(weight_nv.shape)  # type: ignore[attr-defined]
     owned_bytes, largest = 0, LargestResult()
@@ -80,7 +80,8 @@ def dispatch_modes() -> None:
 @pytest.mark.usefixtures("dispatch_modes")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    ("name", "ranks"), [(name, 1 if name is PartitionName.REPLICATED else 3) for name in PARTITIONS]
+    ("name", "ranks"),
+    [(name, {PartitionName.REPLICATED: 1, PartitionName.GRID: 4}.get(name, 3)) for name in PARTITIONS],
 )
 def test_gradients_land_in_main_grad(name: PartitionName, ranks: int, dtype: torch.dtype, make: MakeCase) -> None:
     shape = TableShape(num_rows=509, value_dim=VALUE_DIM, blocks=4, cores=2)

@@ -42,6 +42,7 @@ from ultramem_megatron.testing.partition_runs import (
     compute,
     cut,
     run_cases,
+    world_channel,
 )
 from ultramem_megatron.testing.tolerances import assert_agrees
 
@@ -127,7 +128,7 @@ class Weighted:
 
 def compute_weighted(name: PartitionName, case: Weighted) -> tuple[Found, Found]:
     """Both tables talk over one channel. The outputs are the pooled rows and the products."""
-    rank, channel = dist.get_rank(), Channel(dist.group.WORLD)
+    rank, channel = dist.get_rank(), world_channel(name)
     partitions = [PARTITIONS[name](part.shape, channel) for part in (case.products, case.lookup)]
     cases = (case.products, case.lookup)
     weights = [

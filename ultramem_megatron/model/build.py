@@ -112,7 +112,7 @@ def _build_lane(config: RunConfig, plan: Plan, groups: Groups, blocks: range) ->
 
 def _build_memory_layer(config: RunConfig, plan: Plan, groups: Groups, index: int) -> MemoryLayer:
     placement = plan.placements[index]
-    partition = PARTITIONS[placement.partition](table_shape(config), Channel(groups.mem))
+    partition = PARTITIONS[placement.partition](table_shape(config), Channel(groups.mem, nodes=groups.mem_nodes))
     micro_batches = config.training.micro_batches(groups.data_ranks)
     place = LayerPlace(
         device=groups.device,

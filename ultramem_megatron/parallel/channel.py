@@ -24,11 +24,38 @@ class Traffic:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeGroups:
+    """A group in parts: its ranks, in their order, as consecutive nodes of equal size."""
+
+    inside: dist.ProcessGroup
+    """The ranks of this node."""
+    across: dist.ProcessGroup
+    """Of each node the rank with this one's place in it, in the order of the nodes."""
+
+
+@dataclass(frozen=True, slots=True)
 class Channel:
     """A group and the meter of what is sent over it."""
 
     group: dist.ProcessGroup
     traffic: Traffic = field(default_factory=Traffic)
+    nodes: NodeGroups | None = None
+    """The same ranks by node, for a partition that treats nodes apart."""
+
+    @property
+    def inside(self) -> "Channel":
+        """To the ranks of this node, with the same meter."""
+        return Channel(self._nodes.inside, self.traffic)
+
+    @property
+    def across(self) -> "Channel":
+        """To the ranks of equal place in their nodes, with the same meter."""
+        return Channel(self._nodes.across, self.traffic)
+
+    @property
+    def _nodes(self) -> NodeGroups:
+        assert self.nodes is not None, "a plan that splits tables as a grid names the size of a node"
+        return self.nodes
 
     @property
     def size(self) -> int:

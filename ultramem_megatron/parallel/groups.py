@@ -8,6 +8,7 @@ from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
+from ultramem_megatron.parallel.channel import NodeGroups
 from ultramem_megatron.planning.rank_grid import RankGrid, RankLists
 
 
@@ -22,6 +23,9 @@ class Groups:
 
     mem_dp: dist.ProcessGroup
     """Ranks that hold the same shard. Value gradients are reduced here."""
+
+    mem_nodes: NodeGroups | None
+    """``mem`` by node; none unless tables are split as a grid."""
 
     mcore: ProcessGroupCollection
     """What megatron-core's modules are given."""
@@ -82,13 +86,14 @@ def build_groups(
     )
     model_parallel_cuda_manual_seed(seed)
     mem, mem_dp, mem_pp = (_own_group(lists) for lists in (grid.mem, grid.mem_dp, grid.mem_pp))
+    nodes = NodeGroups(_own_group(grid.mem_inside), _own_group(grid.mem_across)) if grid.mem_inside else None
     mcore, gradients = (ProcessGroupCollection.use_mpu_process_groups() for _ in range(2))
     if value_tables:
         # tables ride the expert-parallel path: DDP reduces their gradients over expt_dp, the distributed optimizer
         # shards their state over it, and tp_ep_pp are the ranks whose shards differ
         gradients.expt_dp = gradients.intra_expt_dp = mem_dp
         gradients.tp_ep_pp = mem_pp
-    return Groups(device=device, mem=mem, mem_dp=mem_dp, mcore=mcore, gradients=gradients)
+    return Groups(device=device, mem=mem, mem_dp=mem_dp, mem_nodes=nodes, mcore=mcore, gradients=gradients)
 
 
 def _own_group(lists: RankLists) -> dist.ProcessGroup:

@@ -16,7 +16,6 @@ from ultramem_megatron.planning.comm_cost import (
     INT64_BYTES,
     UINT8_BYTES,
     LookupShape,
-    expected_distinct,
 )
 from ultramem_megatron.planning.model_size import (
     attention_parameters,
@@ -27,6 +26,7 @@ from ultramem_megatron.planning.model_size import (
     mlp_parameters,
     router_parameters,
 )
+from ultramem_megatron.planning.skew import expected_distinct
 from ultramem_megatron.planning.workload import Workload
 
 NUM_MOMENTS = 2  # Adam

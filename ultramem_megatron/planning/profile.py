@@ -168,7 +168,7 @@ class FitPoint(Record):
     """Of the number that it serves: ``node.all_gather``, ``gather``, ``gemm``."""
 
     ranks: int = Field(ge=1)
-    num_bytes: NotNegative = Field(alias="bytes")
+    num_bytes: float = Field(ge=0, validation_alias="bytes", serialization_alias="bytes")
     """What the curve of ``path`` counts; for ``gather`` and ``scatter`` the width of a row."""
 
     seconds: Positive

@@ -33,6 +33,7 @@ LAYOUTS: tuple[Layout, ...] = (
     _layout("DP4, mem 4 pooled at owners", 4, "memory.parallel_size=4", "memory.partition=number_wise_pooled"),
     _layout("DP4, mem 4 dimension-wise", 4, "memory.parallel_size=4", "memory.partition=dimension_wise"),
     _layout("DP4, mem 2 number-wise", 4, "memory.parallel_size=2", "memory.partition=number_wise"),
+    _layout("DP4, mem 2 x 2 grid", 4, "memory.parallel_size=4", "memory.partition=grid", "memory.node_size=2"),
     _layout(
         "TP2+SP x DP2, mem 4 dimension-wise",
         4,
@@ -76,10 +77,13 @@ def draw_layout(choose: Choose, value_dim: int) -> Layout:
     stage = tensor * data
     memory = choose([size for size in range(1, stage + 1) if stage % size == 0])
     dimension_wise = ("dimension_wise",) if value_dim % memory == 0 else ()
-    partition = choose(("number_wise", *dimension_wise)) if memory > 1 else "replicated"
+    grid = ("grid",) if memory == 4 and value_dim % 2 == 0 else ()
+    partition = choose(("number_wise", *dimension_wise, *grid)) if memory > 1 else "replicated"
     settings = [f"parallelism.tensor={tensor}", f"parallelism.pipeline={pipeline}", f"memory.parallel_size={memory}"]
     if memory > 1:
         settings.append(f"memory.partition={partition}")
+    if partition == "grid":
+        settings.append("memory.node_size=2")
     if tensor > 1 and choose((False, True)):
         settings.append("parallelism.sequence=true")
     name = f"TP{tensor} PP{pipeline} DP{data} {partition} {memory}"

@@ -3,6 +3,7 @@
 # Letters: N rows of the table, K picks per token, P ranks.
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from ultramem_megatron.planning.comm_cost import (
     WireBytes,
     dimension_wise_bytes,
     dimension_wise_product_bytes,
+    grid_bytes,
+    grid_product_bytes,
     number_wise_bytes,
     number_wise_pooled_bytes,
     number_wise_pooled_product_bytes,
@@ -21,7 +24,7 @@ from ultramem_megatron.planning.comm_cost import (
 from ultramem_megatron.testing.partition_cases import Case, Lookup
 from ultramem_megatron.testing.partition_runs import Found, shards
 
-UNEVEN_BYTES = (PartitionName.DIMENSION_WISE,)
+UNEVEN_BYTES = (PartitionName.DIMENSION_WISE, PartitionName.GRID)
 """Priced for ranks with as many tokens each; where they differ, right only for the sum over the ranks."""
 
 
@@ -77,6 +80,11 @@ def predicted_bytes(name: PartitionName, case: Case, ranks: int) -> list[WireByt
         case PartitionName.DIMENSION_WISE:
             count_columns = dimension_wise_bytes if pooled else dimension_wise_product_bytes
             return [count_columns(shape, ranks) for shape in shapes]
+        case PartitionName.GRID:
+            counts = sent_and_served(distinct_rows_by_owner(*_as_nodes(case, ranks)))
+            count_grid = grid_bytes if pooled else grid_product_bytes
+            size = case.node_size
+            return [count_grid(shape, ranks, size, *counts[rank // size]) for rank, shape in enumerate(shapes)]
         case _:
             return [WireBytes() for _ in shapes]
 
@@ -95,6 +103,13 @@ def assert_predicted_bytes(name: PartitionName, case: Case, found: Sequence[Foun
         assert_bytes(found, predicted)
     assert sum(f.traffic.forward_bytes for f in found) == sum(wire.forward_bytes for wire in predicted)
     assert sum(f.traffic.backward_bytes for f in found) == sum(wire.backward_bytes for wire in predicted)
+
+
+def _as_nodes(case: Case, ranks: int) -> tuple[Case, int]:
+    """The case of nodes that each do as one what their ranks do, and how many they are."""
+    nodes = ranks // case.node_size
+    tokens = [sum(case.tokens[node * case.node_size : (node + 1) * case.node_size]) for node in range(nodes)]
+    return replace(case, tokens=tokens), nodes
 
 
 def _owner_of_rows(case: Case, ranks: int) -> Tensor:

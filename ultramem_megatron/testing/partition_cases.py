@@ -5,7 +5,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ class Case(ABC):
     tokens: list[int]
     table_NV: Tensor
     rows_GK: Tensor
+    node_size: int = field(kw_only=True)
+    """Ranks of a node, for a grid."""
 
     def of_rank(self, whole: Tensor, rank: int) -> Tensor:
         """The tokens of ``rank``."""
@@ -137,8 +139,18 @@ class Products(Case):
 MakeCase = Callable[..., Case]
 
 
+def usual_node_size(ranks: int) -> int:
+    """Half of the ranks, where they are even: two nodes; else each is a node of its own."""
+    return 1 if ranks % 2 else ranks // 2
+
+
 def make_lookup(
-    shape: TableShape, tokens: list[int], dtype: torch.dtype, candidates: Tensor, picks: int = NUM_PICKS
+    shape: TableShape,
+    tokens: list[int],
+    dtype: torch.dtype,
+    candidates: Tensor,
+    picks: int = NUM_PICKS,
+    node_size: int | None = None,
 ) -> Lookup:
     """Random everything; rows are drawn from ``candidates``, so few of them repeat in a token and across ranks."""
     total = sum(tokens)
@@ -150,11 +162,17 @@ def make_lookup(
         blocks_GK=torch.randint(shape.blocks, (total, picks)),
         scores_GhK=torch.randn(total, shape.cores, picks).to(dtype),
         cotangent_GEV=torch.randn(total, shape.blocks, shape.value_dim).to(dtype),
+        node_size=node_size or usual_node_size(len(tokens)),
     )
 
 
 def make_products(
-    shape: TableShape, tokens: list[int], dtype: torch.dtype, candidates: Tensor, picks: int = NUM_PICKS
+    shape: TableShape,
+    tokens: list[int],
+    dtype: torch.dtype,
+    candidates: Tensor,
+    picks: int = NUM_PICKS,
+    node_size: int | None = None,
 ) -> Products:
     """As ``make_lookup``. Blocks and cores of ``shape`` play no part."""
     total = sum(tokens)
@@ -165,6 +183,7 @@ def make_products(
         rows_GK=candidates[torch.randint(len(candidates), (total, picks))],
         vectors_GV=torch.randn(total, shape.value_dim).to(dtype),
         cotangent_GK=torch.randn(total, picks),
+        node_size=node_size or usual_node_size(len(tokens)),
     )
 
 
@@ -182,7 +201,7 @@ def shapes_of(make: MakeCase) -> list[TableShape]:
     return [TableShape(num_rows=NUM_ROWS, value_dim=VALUE_DIM, blocks=E, cores=h) for E, h in sizes]
 
 
-def matrix_of_cases(make: MakeCase, ranks: int) -> dict[str, Case]:
+def matrix_of_cases(make: MakeCase, ranks: int, node_size: int | None = None) -> dict[str, Case]:
     """By name: every shape and type, with uniform and skewed picks, with a rank without tokens and with none at all."""
     uniform, equal = torch.arange(NUM_ROWS), [3] * ranks
     zipf = torch.cat([torch.full((NUM_ROWS // (row + 1),), row) for row in range(NUM_ROWS)])
@@ -194,7 +213,9 @@ def matrix_of_cases(make: MakeCase, ranks: int) -> dict[str, Case]:
         "no tokens": ([0] * ranks, uniform),
     }
     return {
-        f"{make.__name__}, E={shape.blocks}, h={shape.cores}, {dtype}, {kind}": make(shape, tokens, dtype, candidates)
+        f"{make.__name__}, E={shape.blocks}, h={shape.cores}, {dtype}, {kind}": make(
+            shape, tokens, dtype, candidates, node_size=node_size
+        )
         for shape in shapes_of(make)
         for dtype in DTYPES
         for kind, (tokens, candidates) in kinds.items()

@@ -10,11 +10,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ultramem_megatron.config.memory import PartitionName
-from ultramem_megatron.parallel.channel import Channel, Traffic
+from ultramem_megatron.parallel.channel import Channel, NodeGroups, Traffic
 from ultramem_megatron.parallel.partition.base import Shard, TableShape, ValuePartition
 from ultramem_megatron.parallel.partition.registry import PARTITIONS
+from ultramem_megatron.planning.rank_grid import RankLists, build_rank_grid
 from ultramem_megatron.testing.distributed import run_distributed
-from ultramem_megatron.testing.partition_cases import Case
+from ultramem_megatron.testing.partition_cases import Case, usual_node_size
 from ultramem_megatron.testing.tolerances import assert_agrees
 
 
@@ -28,15 +29,39 @@ class Found:
     traffic: Traffic
 
 
-def build(name: PartitionName, shape: TableShape) -> ValuePartition:
-    assert dist.group.WORLD is not None
-    return PARTITIONS[name](shape, Channel(dist.group.WORLD))
+def build(name: PartitionName, shape: TableShape, node_size: int | None = None) -> ValuePartition:
+    """Split over all ranks. Collective."""
+    return PARTITIONS[name](shape, world_channel(name, node_size))
+
+
+def world_channel(name: PartitionName, node_size: int | None = None) -> Channel:
+    """All ranks; for a grid, by node. Collective.
+
+    Args:
+        name: What will talk over it.
+        node_size: Ranks of a node; ``usual_node_size`` if none.
+    """
+    world = dist.group.WORLD
+    assert world is not None
+    if name is not PartitionName.GRID:
+        return Channel(world)
+    node_size = usual_node_size(world.size()) if node_size is None else node_size
+    lists = build_rank_grid(
+        world_size=world.size(), tensor=1, pipeline=1, memory_parallel_size=world.size(), node_size=node_size
+    )
+    return Channel(world, nodes=NodeGroups(_own_group(lists.mem_inside), _own_group(lists.mem_across)))
+
+
+def _own_group(lists: RankLists) -> dist.ProcessGroup:
+    own, _ = dist.new_subgroups_by_enumeration([list(ranks) for ranks in lists])
+    assert own is not None
+    return own
 
 
 def compute(name: PartitionName, case: Case) -> Found:
     """On one of the ranks: forward and backward with this rank's shard and tokens."""
     rank = dist.get_rank()
-    partition = build(name, case.shape)
+    partition = build(name, case.shape, case.node_size)
     weight_nv = cut(case.table_NV, partition.shard(rank)).clone().requires_grad_()
     input_T = case.of_rank(case.input_G, rank).clone().requires_grad_()
     output_T = case.run(partition, weight_nv, input_T, rank)
@@ -60,10 +85,12 @@ def cut(table_NV: Tensor, shard: Shard) -> Tensor:
     return table_NV[shard.rows.start : shard.rows.stop, shard.columns.start : shard.columns.stop]
 
 
-def assemble(name: PartitionName, shape: TableShape, ranks: int, pieces: Sequence[Tensor]) -> Tensor:
+def assemble(
+    name: PartitionName, shape: TableShape, ranks: int, pieces: Sequence[Tensor], node_size: int | None = None
+) -> Tensor:
     """The whole table from the ranks' shards; a cell that no shard covers is NaN, one that two cover is refused."""
     whole_NV = torch.full((shape.num_rows, shape.value_dim), torch.nan, dtype=pieces[0].dtype)
-    for shard, piece in zip(shards(name, shape, ranks), pieces, strict=True):
+    for shard, piece in zip(shards(name, shape, ranks, node_size), pieces, strict=True):
         assert cut(whole_NV, shard).isnan().all()
         cut(whole_NV, shard).copy_(piece)
     return whole_NV
@@ -79,8 +106,10 @@ class FakeGroup:
         return self.ranks
 
 
-def shards(name: PartitionName, shape: TableShape, ranks: int) -> list[Shard]:
-    partition = PARTITIONS[name](shape, Channel(FakeGroup(ranks)))  # type: ignore[arg-type]
+def shards(name: PartitionName, shape: TableShape, ranks: int, node_size: int | None = None) -> list[Shard]:
+    node_size = usual_node_size(ranks) if node_size is None else node_size
+    whole, inside, across = FakeGroup(ranks), FakeGroup(node_size), FakeGroup(ranks // node_size)
+    partition = PARTITIONS[name](shape, Channel(whole, nodes=NodeGroups(inside, across)))  # type: ignore[arg-type]
     return [partition.shard(rank) for rank in range(ranks)]
 
 
@@ -100,6 +129,6 @@ def assert_equals_unsplit(name: PartitionName, case: Case, found: Sequence[Found
     dtype = case.table_NV.dtype
     output_G, table_grad_NV, input_grad_G = unsplit(case)
     assert_agrees(torch.cat([f.output_T for f in found]), output_G, computed_in=case.output_type)
-    table_grad = assemble(name, case.shape, len(found), [f.table_grad_nv for f in found])
+    table_grad = assemble(name, case.shape, len(found), [f.table_grad_nv for f in found], case.node_size)
     assert_agrees(table_grad, table_grad_NV, computed_in=dtype)
     assert_agrees(torch.cat([f.input_grad_T for f in found]), input_grad_G, computed_in=dtype)

@@ -20,7 +20,7 @@ from ultramem_megatron.parallel.partition.pooling import multiply_rows, pool, re
 # Letters: P ranks of the group, T tokens of this rank, K picks per token, U distinct rows among them, A rows that are
 #          asked of this rank.
 
-Home = TypeVar("Home", Picks, Tensor)
+Home = TypeVar("Home")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,27 +46,28 @@ class NumberWise(ValuePartition):
         return Shard(even_range(self.table.num_rows, self.channel.size, rank), range(self.table.value_dim))
 
     def dispatch(self, picks: Picks, tokens: Sequence[int]) -> RowRequests[Picks]:
-        return self._request(picks.rows_TK, picks)
+        return self.request(picks.rows_TK, picks)
 
     def lookup(self, shard_nv: Tensor, dispatched: RowRequests[Any]) -> Tensor:
         return read_rows(shard_nv, dispatched.asked_A)
 
     def combine(self, found: Tensor, dispatched: RowRequests[Picks]) -> Tensor:
         # not by indexing, whose gradient would be summed in the type of the rows
-        rows_TKV = read_rows(self._send_back(found, dispatched), dispatched.place_TK)
+        rows_TKV = read_rows(self.send_back(found, dispatched), dispatched.place_TK)
         picks, value_dim = dispatched.home, self.table.value_dim
         return pool(rows_TKV, picks.blocks_TK, picks.scores_hTK, self.table.blocks, range(value_dim), value_dim)
 
     def dispatch_products(self, rows_TK: Tensor, vectors_TV: Tensor, tokens: Sequence[int]) -> RowRequests[Tensor]:
-        return self._request(rows_TK, vectors_TV)
+        return self.request(rows_TK, vectors_TV)
 
     def lookup_products(self, shard_nv: Tensor, dispatched: RowRequests[Any]) -> Tensor:
         return self.lookup(shard_nv, dispatched)
 
     def combine_products(self, found: Tensor, dispatched: RowRequests[Tensor]) -> Tensor:
-        return multiply_rows(self._send_back(found, dispatched), dispatched.place_TK, dispatched.home)
+        return multiply_rows(self.send_back(found, dispatched), dispatched.place_TK, dispatched.home)
 
-    def _request(self, rows_TK: Tensor, home: Home) -> RowRequests[Home]:
+    def request(self, rows_TK: Tensor, home: Home) -> RowRequests[Home]:
+        """Ask the owners of these rows for each once. Collective."""
         distinct = distinct_rows(rows_TK, self.table.num_rows, self.channel.size)
         asked_P = exchange_sizes(distinct.counts_P, self.channel)
         sent, asked = torch.stack([distinct.counts_P, asked_P]).tolist()  # the operation's one wait for the device
@@ -75,6 +76,6 @@ class NumberWise(ValuePartition):
         asked_A = asked_A - self.shard(self.channel.rank).rows.start
         return RowRequests(home, distinct.place_TK, asked_A, sent, asked)
 
-    def _send_back(self, found: Tensor, requests: RowRequests[Any]) -> Tensor:
+    def send_back(self, found: Tensor, requests: RowRequests[Any]) -> Tensor:
         """[U, V], the rows that this rank asked for, in ascending order."""
         return all_to_all(found, requests.asked, requests.sent, self.channel)

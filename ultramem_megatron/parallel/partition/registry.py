@@ -3,6 +3,7 @@
 from ultramem_megatron.config.memory import PartitionName
 from ultramem_megatron.parallel.partition.base import ValuePartition
 from ultramem_megatron.parallel.partition.dimension_wise import DimensionWise
+from ultramem_megatron.parallel.partition.grid import Grid
 from ultramem_megatron.parallel.partition.number_wise import NumberWise
 from ultramem_megatron.parallel.partition.number_wise_pooled import NumberWisePooled
 from ultramem_megatron.parallel.partition.replicated import Replicated
@@ -12,4 +13,5 @@ PARTITIONS: dict[PartitionName, type[ValuePartition]] = {
     PartitionName.NUMBER_WISE: NumberWise,
     PartitionName.NUMBER_WISE_POOLED: NumberWisePooled,
     PartitionName.DIMENSION_WISE: DimensionWise,
+    PartitionName.GRID: Grid,
 }
