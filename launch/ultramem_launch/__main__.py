@@ -19,6 +19,7 @@ from ultramem_launch.verbs import (
     plan,
     pretrain,
     recipes,
+    validate,
 )
 from ultramem_megatron.errors import UltraMemError
 
@@ -37,6 +38,7 @@ for verb in (
     info.info,
     plan.plan,
     calibrate.calibrate,
+    validate.validate,
     pretrain.pretrain,
     generate.generate,
     monitor.monitor,

@@ -119,4 +119,4 @@ def _collectives(
 
 
 def _point(path: str, ranks: int, num_bytes: float, seconds: float, held_out: bool = False) -> FitPoint:
-    return FitPoint(path=path, ranks=ranks, bytes=num_bytes, seconds=seconds, held_out=held_out)
+    return FitPoint(path=path, ranks=ranks, num_bytes=num_bytes, seconds=seconds, held_out=held_out)

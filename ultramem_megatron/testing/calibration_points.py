@@ -22,7 +22,7 @@ FINGERPRINT = Fingerprint(
 
 def point(path: str, ranks: int, num_bytes: float, seconds: float, held_out: bool = False) -> FitPoint:
     """One."""
-    return FitPoint(path=path, ranks=ranks, bytes=num_bytes, seconds=seconds, held_out=held_out)
+    return FitPoint(path=path, ranks=ranks, num_bytes=num_bytes, seconds=seconds, held_out=held_out)
 
 
 def collective_points(path: str, ranks: int, noise: Callable[[int], float] = lambda index: 1.0) -> list[FitPoint]:

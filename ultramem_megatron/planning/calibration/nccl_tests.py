@@ -70,7 +70,7 @@ def _points(collective: Collective, rows: Sequence[tuple[int, float]], hosts: Se
             FitPoint(
                 path=f"{level}.{collective}",
                 ranks=ranks,
-                bytes=sent if nodes == 1 else network_bytes(collective, sent, ranks, ranks // nodes),
+                num_bytes=sent if nodes == 1 else network_bytes(collective, sent, ranks, ranks // nodes),
                 seconds=microseconds * MICROSECOND,
                 held_out=index % 2 == 1,
             )

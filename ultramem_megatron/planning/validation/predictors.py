@@ -1,7 +1,7 @@
 """Who predicts: the planner's time model, and the four rules of thumb that it has to beat."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ultramem_megatron.config.memory import PartitionName
@@ -37,10 +37,19 @@ class Predictor:
     """Whether costs of different shapes can be compared; a rule that always takes the same strategy has none."""
 
 
-def predictors(profile: ClusterProfile) -> tuple[Predictor, ...]:
-    """The planner's model with ``profile`` first, then the baselines."""
+def predictors(profiles: Sequence[ClusterProfile]) -> tuple[Predictor, ...]:
+    """The planner's model first, then the baselines.
+
+    Args:
+        profiles: A lookup is predicted with the one that has as many ranks a node, else with the first.
+    """
+    by_ranks = {profile.ranks_per_node: profile for profile in reversed(profiles)}
+
+    def model(one: Measurement) -> Prediction:
+        return model_prediction(one, by_ranks.get(one.shape.ranks, profiles[0]))
+
     return (
-        Predictor("time model", lambda one: model_prediction(one, profile), is_time=True),
+        Predictor("time model", model, is_time=True),
         Predictor("bytes", bytes_prediction),
         Predictor("TorchRec-style constants", constants_prediction),
         always(PartitionName.NUMBER_WISE),
@@ -91,6 +100,4 @@ def constants_prediction(one: Measurement) -> Prediction:
 def always(partition: PartitionName) -> Predictor:
     """A rule that looks at nothing; where its strategy is impossible the first of the others is taken."""
     cost = {True: 0.0, False: 1.0}
-    return Predictor(
-        f"always {partition}", lambda one: Prediction(cost[one.partition is partition]), is_cost=False
-    )
+    return Predictor(f"always {partition}", lambda one: Prediction(cost[one.partition is partition]), is_cost=False)

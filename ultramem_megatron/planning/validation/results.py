@@ -68,6 +68,7 @@ class BenchShape(_Record):
             element_bytes=self.element_bytes,
             expansion=self.expansion,
             cores=self.cores,
+            zipf_exponent=1.0 if self.skew is Skew.ZIPF else 0.0,
         )
 
     @property
@@ -92,6 +93,9 @@ class Measurement(_Record):
     """One strategy on one shape."""
 
     partition: PartitionName
+    node_size: PositiveInt | None = None
+    """Of a grid, the ranks that count as one node [L]."""
+
     shape: BenchShape
     repeats: PositiveInt
     forward: Seconds

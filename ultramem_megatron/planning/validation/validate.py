@@ -75,9 +75,7 @@ def group_by_shape(measurements: Sequence[Measurement]) -> dict[BenchShape, list
     return groups
 
 
-def _score(
-    predictor: Predictor, measurements: Sequence[Measurement], by_shape: dict[BenchShape, list[int]]
-) -> Score:
+def _score(predictor: Predictor, measurements: Sequence[Measurement], by_shape: dict[BenchShape, list[int]]) -> Score:
     predictions = [predictor.predict(one) for one in measurements]
     costs, seconds = [one.cost for one in predictions], [one.total.median for one in measurements]
     choices, taus = [], []
