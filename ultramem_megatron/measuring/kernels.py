@@ -16,8 +16,8 @@ from ultramem_megatron.planning.calibration.schedule import MOST_ROWS, Schedule
 from ultramem_megatron.planning.validation.results import Skew
 
 ELEMENT_BYTES = 4
-SMALL_OPERATIONS = 100
-"""Timed together: one of them is shorter than what a barrier leaves of a common start."""
+SMALL_ROUNDS, SMALL_OPERATIONS, SMALL_ELEMENTS = 25, 4, 64
+"""Rounds of a few operations are timed together: one of them is shorter than what a barrier leaves of a common start."""
 
 
 def measure_copy(clock: Clock, schedule: Schedule) -> Measured:
@@ -29,13 +29,18 @@ def measure_copy(clock: Clock, schedule: Schedule) -> Measured:
 
 def measure_small_operation(clock: Clock, schedule: Schedule) -> float:
     """Seconds from one operation to the next when they do nothing."""
-    one = torch.zeros(1, device=clock.device)
+    rows = torch.arange(SMALL_ELEMENTS, device=clock.device)
+    values = torch.zeros(SMALL_ELEMENTS, device=clock.device)
 
     def many() -> None:
-        for _ in range(SMALL_OPERATIONS):
-            one.add_(0)
+        # of the kinds that a lookup is full of, each with a result of its own
+        for _ in range(SMALL_ROUNDS):
+            values.index_select(0, rows)
+            rows.cumsum(0)
+            torch.ne(rows, 0)
+            values.to(torch.float64)
 
-    return measure_in_turns({"many": many}, clock, schedule)["many"].median / SMALL_OPERATIONS
+    return measure_in_turns({"many": many}, clock, schedule)["many"].median / SMALL_ROUNDS / SMALL_OPERATIONS
 
 
 def measure_rows(row_bytes: int, clock: Clock, schedule: Schedule) -> dict[str, float]:

@@ -20,6 +20,10 @@ class Measured:
     high: float
     """Upper quartile."""
 
+    def of_each(self, count: int) -> "Measured":
+        """Of one, where ``count`` were timed together."""
+        return Measured(self.median / count, self.low / count, self.high / count)
+
 
 def measure_in_turns(
     works: Mapping[str, Callable[[], object]], clock: Clock, schedule: Schedule

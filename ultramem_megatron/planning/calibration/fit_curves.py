@@ -57,7 +57,9 @@ def fit_rows(points: Sequence[FitPoint], memory_bytes_per_second: float) -> RowE
         memory_bytes_per_second: The whole.
     """
     fitted = sorted((p for p in points if not p.held_out), key=lambda point: point.num_bytes)
-    rates = [(point.num_bytes, point.num_bytes / point.seconds / memory_bytes_per_second) for point in fitted]
+    widths = [point.num_bytes for point in fitted]
+    seconds = smooth_rising(widths, [point.seconds for point in fitted]).tolist()
+    rates = [(w, w / s / memory_bytes_per_second) for w, s in zip(widths, seconds, strict=True)]
     # a table that a cache holds can be read faster than memory
     return RowEfficiency(knots=tuple((width, min(1.0, fraction)) for width, fraction in rates))
 
