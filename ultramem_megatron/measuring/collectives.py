@@ -12,7 +12,7 @@ from ultramem_megatron.planning.profile import Collective
 
 ELEMENT_BYTES = 4
 BACK_TO_BACK = 4
-"""Timed together, as nccl-tests do: the first after a barrier finds all ranks awake and waiting, which no other does."""
+"""Timed together, as nccl-tests do: the first after a barrier finds all ranks awake and waiting, no other does."""
 
 
 def own_subgroup(ranks: int) -> dist.ProcessGroup:

@@ -17,7 +17,7 @@ from ultramem_megatron.planning.validation.results import Skew
 
 ELEMENT_BYTES = 4
 SMALL_ROUNDS, SMALL_OPERATIONS, SMALL_ELEMENTS = 25, 4, 64
-"""Rounds of a few operations are timed together: one of them is shorter than what a barrier leaves of a common start."""
+"""Rounds of operations are timed together: one of them is shorter than what a barrier leaves of a common start."""
 
 
 def measure_copy(clock: Clock, schedule: Schedule) -> Measured:

@@ -130,8 +130,8 @@ def _pooled_by_owners(profile: ClusterProfile, shape: LookupShape, factor: float
     ]
 
 
-def _pool(profile: ClusterProfile, which: Pass, phase: Phase, shape: LookupShape, factor: float = 1.0) -> Part:
+def _pool(profile: ClusterProfile, which: Pass, phase: Phase, shape: LookupShape) -> Part:
     """The weighted sum over picks."""
     passes = POOL_FORWARD_PASSES if which is Pass.FORWARD else POOL_BACKWARD_PASSES
-    elements = factor * shape.tokens * shape.picks * shape.value_dim
+    elements = shape.tokens * shape.picks * shape.value_dim
     return stream_part(profile, which, phase, passes * FP32_BYTES * elements, "sum_picks")
