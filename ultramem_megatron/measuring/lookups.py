@@ -16,6 +16,7 @@ from ultramem_megatron.measuring.picks import draw_picks
 from ultramem_megatron.parallel.channel import Channel, NodeGroups, Traffic
 from ultramem_megatron.parallel.partition.base import Picks, TableShape, ValuePartition
 from ultramem_megatron.parallel.partition.registry import PARTITIONS
+from ultramem_megatron.parallel.underway import finish
 from ultramem_megatron.planning.validation.results import BenchShape, Measurement, Seconds
 
 DTYPES = {2: torch.bfloat16, 4: torch.float32}
@@ -72,13 +73,13 @@ class Contender:
         picks = Picks(rows, self.picks.blocks_TK, scores_hTK)
 
         def dispatch() -> None:
-            held.append(self.partition.dispatch(picks, self.tokens))
+            held.append(finish(self.partition.dispatch(picks, self.tokens)))
 
         def lookup() -> None:
             held.append(self.partition.lookup(self.weight_nv, held[0]))
 
         def combine() -> None:
-            held.append(self.partition.combine(held[1], held[0]))  # type: ignore[arg-type]
+            held.append(finish(self.partition.combine(held[1], held[0])))  # type: ignore[arg-type]
 
         def backward() -> None:
             pooled_TEV = held[2]

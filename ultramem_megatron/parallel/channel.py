@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import torch.distributed as dist
 from torch import Tensor
 
+from ultramem_megatron.parallel.timeline import Timeline
+
 
 @dataclass(slots=True)
 class Traffic:
@@ -35,22 +37,24 @@ class NodeGroups:
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """A group and the meter of what is sent over it."""
+    """A group, the meter of what is sent over it, and who notes when."""
 
     group: dist.ProcessGroup
     traffic: Traffic = field(default_factory=Traffic)
+    timeline: Timeline = field(default_factory=Timeline)
+    """In training runs one that notes nothing."""
     nodes: NodeGroups | None = None
     """The same ranks by node, for a partition that treats nodes apart."""
 
     @property
     def inside(self) -> "Channel":
-        """To the ranks of this node, with the same meter."""
-        return Channel(self._nodes.inside, self.traffic)
+        """To the ranks of this node, with the same meter and timeline."""
+        return Channel(self._nodes.inside, self.traffic, self.timeline)
 
     @property
     def across(self) -> "Channel":
-        """To the ranks of equal place in their nodes, with the same meter."""
-        return Channel(self._nodes.across, self.traffic)
+        """To the ranks of equal place in their nodes, with the same meter and timeline."""
+        return Channel(self._nodes.across, self.traffic, self.timeline)
 
     @property
     def _nodes(self) -> NodeGroups:
