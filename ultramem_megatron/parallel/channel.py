@@ -1,6 +1,6 @@
 """A process group with a meter: what a partition talks through."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch.distributed as dist
 from torch import Tensor
@@ -17,8 +17,8 @@ class Traffic:
     backward_bytes: int = 0
     """Payload of the backward pass."""
     served_requests: int = 0
-    """Requests that this rank answered as the owner of rows, its own included. Only where rows have one owner each:
-    elsewhere the load is even by construction."""
+    """Requests that this rank answered as the owner of rows, its own included. Only where rows have one owner each, or
+    one node: elsewhere the load is even by construction."""
 
     def reset(self) -> None:
         """Start counting anew."""
@@ -48,13 +48,13 @@ class Channel:
 
     @property
     def inside(self) -> "Channel":
-        """To the ranks of this node, with the same meter and timeline."""
-        return Channel(self._nodes.inside, self.traffic, self.timeline)
+        """To the ranks of this node, with the same meter."""
+        return replace(self, group=self._nodes.inside, nodes=None)
 
     @property
     def across(self) -> "Channel":
-        """To the ranks of equal place in their nodes, with the same meter and timeline."""
-        return Channel(self._nodes.across, self.traffic, self.timeline)
+        """To the ranks of equal place in their nodes, with the same meter."""
+        return replace(self, group=self._nodes.across, nodes=None)
 
     @property
     def _nodes(self) -> NodeGroups:

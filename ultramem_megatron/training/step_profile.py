@@ -1,5 +1,6 @@
 """Training steps with and without overlap, in turn, and what became of the lookups' communication in them."""
 
+import dataclasses
 import json
 import statistics
 import time
@@ -103,7 +104,8 @@ def _watch(state: TrainState) -> dict[int, RecordingTimeline]:
             timelines[index] = make()
             tables = [layer.table, *([] if layer.pre_values is None else [layer.pre_values.table])]
             for table in tables:
-                table.partition.watch(timelines[index])
+                channel = dataclasses.replace(table.partition.channel, timeline=timelines[index])
+                table.partition.channel = channel
     return timelines
 
 
@@ -134,7 +136,7 @@ def _gather_spans(
             by_key[key].append(overlap)
 
     def mean(*key: Any) -> Overlap:
-        found = by_key[key]  # type: ignore[index]
+        found = by_key[key]
         count = len(found) * steps
         return Overlap(sum(o.total_seconds for o in found) / count, sum(o.exposed_seconds for o in found) / count)
 

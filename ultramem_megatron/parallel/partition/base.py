@@ -2,13 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from ultramem_megatron.parallel.channel import Channel
-from ultramem_megatron.parallel.timeline import Timeline
 from ultramem_megatron.parallel.underway import finish
 
 # Letters: N rows of the table, V value dimension, n and v this rank's share of them, T tokens on this rank,
@@ -74,10 +73,6 @@ class ValuePartition(ABC):
     def __init__(self, table: TableShape, channel: Channel) -> None:
         self.table = table
         self.channel = channel
-
-    def watch(self, timeline: Timeline) -> None:
-        """From now on ``timeline`` notes the collectives."""
-        self.channel = replace(self.channel, timeline=timeline)
 
     @abstractmethod
     def shard(self, rank: int) -> Shard:

@@ -11,11 +11,9 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ultramem_megatron.parallel.channel import Channel
-from ultramem_megatron.parallel.partition.base import Picks, Shard, TableShape, ValuePartition
+from ultramem_megatron.parallel.partition.base import Picks, Shard, ValuePartition
 from ultramem_megatron.parallel.partition.dimension_wise import DimensionWise, GatheredPicks, GatheredVectors
 from ultramem_megatron.parallel.partition.number_wise import NumberWise, RowRequests
-from ultramem_megatron.parallel.timeline import Timeline
 
 # Letters: P ranks of the group, L of them in a node, T tokens of a rank, G of a node, K picks per token, v = V / L
 #          columns of this rank, U distinct rows among the picks of the node.
@@ -26,15 +24,15 @@ class Grid(ValuePartition):
 
     waits = DimensionWise.waits + NumberWise.waits
 
-    def __init__(self, table: TableShape, channel: Channel) -> None:
-        super().__init__(table, channel)
-        self.columns = DimensionWise(table, channel.inside)
-        self.rows = NumberWise(table, channel.across)
+    @property
+    def columns(self) -> DimensionWise:
+        """The table over the ranks of this node."""
+        return DimensionWise(self.table, self.channel.inside)
 
-    def watch(self, timeline: Timeline) -> None:
-        super().watch(timeline)
-        self.columns.watch(timeline)
-        self.rows.watch(timeline)
+    @property
+    def rows(self) -> NumberWise:
+        """The table over the ranks of this place in all nodes."""
+        return NumberWise(self.table, self.channel.across)
 
     def shard(self, rank: int) -> Shard:
         node, place = divmod(rank, self.columns.channel.size)
