@@ -41,7 +41,7 @@ def test_rows_below_a_sector_waste_the_rest_of_it() -> None:
 def test_a_built_in_profile_names_a_source_for_each_number(name: str) -> None:
     profile = built_in_profile(name)
     assert profile.name == name
-    for path in numbers_of():
+    for path in numbers_of(profile):
         source = profile.source(path)
         assert source.trust is not Trust.MEASURED and len(source.source) > 15
     assert profile.fit is None

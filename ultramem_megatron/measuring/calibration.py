@@ -15,11 +15,12 @@ from ultramem_megatron.measuring.collectives import (
     share_elements,
 )
 from ultramem_megatron.measuring.kernels import (
-    measure_copy,
     measure_overlap,
     measure_products,
     measure_rows,
     measure_small_operation,
+    measure_sort,
+    measure_stream,
 )
 from ultramem_megatron.planning.calibration.schedule import Schedule, group_sizes, is_held_out, network_bytes
 from ultramem_megatron.planning.profile import FitPoint, Level
@@ -55,7 +56,8 @@ def calibration_steps(schedule: Schedule, ranks: Ranks, device: torch.device) ->
         Steps in a fixed order; names tell them from each other.
     """
     clock = Clock(device)
-    yield Step("copy", lambda: _copy(clock, schedule, ranks))
+    yield Step("stream", lambda: _stream(clock, schedule, ranks))
+    yield Step("sort", lambda: [_point("sort", ranks.world, 0, measure_sort(clock, schedule))])
     yield Step("launch", lambda: [_point("launch", ranks.world, 0, measure_small_operation(clock, schedule))])
     for width in schedule.row_bytes:
         yield Step(f"rows of {width} bytes", functools.partial(_rows, width, clock, schedule, ranks))
@@ -78,8 +80,8 @@ def calibration_steps(schedule: Schedule, ranks: Ranks, device: torch.device) ->
             )
 
 
-def _copy(clock: Clock, schedule: Schedule, ranks: Ranks) -> list[FitPoint]:
-    return [_point("memory", ranks.world, schedule.table_bytes, measure_copy(clock, schedule).median)]
+def _stream(clock: Clock, schedule: Schedule, ranks: Ranks) -> list[FitPoint]:
+    return [_point("memory", ranks.world, 2 * schedule.batch_bytes, measure_stream(clock, schedule).median)]
 
 
 def _rows(width: int, clock: Clock, schedule: Schedule, ranks: Ranks) -> list[FitPoint]:

@@ -20,11 +20,18 @@ SMALL_ROUNDS, SMALL_OPERATIONS, SMALL_ELEMENTS = 25, 4, 64
 """Rounds of operations are timed together: one of them is shorter than what a barrier leaves of a common start."""
 
 
-def measure_copy(clock: Clock, schedule: Schedule) -> Measured:
-    """Seconds of copying ``table_bytes / 2``, so of reading and writing ``table_bytes`` in all."""
-    source = torch.zeros(schedule.table_bytes // 2, dtype=torch.uint8, device=clock.device)
-    target = torch.empty_like(source)
-    return measure_in_turns({"copy": lambda: target.copy_(source)}, clock, schedule)["copy"]
+def measure_stream(clock: Clock, schedule: Schedule) -> Measured:
+    """Seconds of reading ``batch_bytes`` and writing as many to memory that is new, as every operation of a lookup does:
+    on CPUs its first touch costs more than the writing."""
+    source = torch.zeros(schedule.batch_bytes // ELEMENT_BYTES, device=clock.device)
+    return measure_in_turns({"scale": lambda: source * 2}, clock, schedule)["scale"]
+
+
+def measure_sort(clock: Clock, schedule: Schedule) -> float:
+    """Seconds for each of ``MOST_ROWS`` row numbers that are sorted with their places."""
+    rows = draw_rows(MOST_ROWS, MOST_ROWS, Skew.UNIFORM, torch.Generator().manual_seed(dist.get_rank()))
+    rows = rows.to(clock.device)
+    return measure_in_turns({"sort": lambda: torch.sort(rows)}, clock, schedule)["sort"].median / MOST_ROWS
 
 
 def measure_small_operation(clock: Clock, schedule: Schedule) -> float:
@@ -48,18 +55,18 @@ def measure_rows(row_bytes: int, clock: Clock, schedule: Schedule) -> dict[str, 
     num_rows = schedule.table_bytes // row_bytes
     count = max(1, min(MOST_ROWS, schedule.batch_bytes // row_bytes))
     table_nv = torch.zeros(num_rows, row_bytes // ELEMENT_BYTES, device=clock.device)
-    batch = torch.empty(count, row_bytes // ELEMENT_BYTES, device=clock.device)
+    batch = torch.zeros(count, row_bytes // ELEMENT_BYTES, device=clock.device)
     generator = torch.Generator().manual_seed(dist.get_rank())
     works: dict[str, Callable[[], object]] = {}
     for skew, ending in ((Skew.UNIFORM, ""), (Skew.ZIPF, ".zipf")):
         rows = draw_rows(count, num_rows, skew, generator).to(clock.device)
-        works[f"gather{ending}"] = _gather(table_nv, rows, batch)
-        works[f"scatter{ending}"] = _scatter(table_nv, rows, torch.zeros_like(batch))
+        works[f"gather{ending}"] = _gather(table_nv, rows)
+        works[f"scatter{ending}"] = _scatter(table_nv, rows, batch)
     return {name: measured.median / count for name, measured in measure_in_turns(works, clock, schedule).items()}
 
 
-def _gather(table_nv: Tensor, rows: Tensor, batch: Tensor) -> Callable[[], object]:
-    return lambda: torch.index_select(table_nv, 0, rows, out=batch)
+def _gather(table_nv: Tensor, rows: Tensor) -> Callable[[], object]:
+    return lambda: torch.index_select(table_nv, 0, rows)
 
 
 def _scatter(table_nv: Tensor, rows: Tensor, batch: Tensor) -> Callable[[], object]:

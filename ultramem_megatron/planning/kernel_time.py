@@ -42,6 +42,14 @@ def stream_part(profile: ClusterProfile, which: Pass, phase: Phase, num_bytes: f
     return Part(which, phase, "memory_bytes_per_second", num_bytes / profile.memory_bytes_per_second, name)
 
 
+def sort_part(profile: ClusterProfile, picks: float) -> Part:
+    """Picks in the order of their rows' owners, before they are sent."""
+    if profile.sort_items_per_second is None:
+        return stream_part(profile, Pass.FORWARD, Phase.DISPATCH, SORT_BYTES_PER_PICK * picks, "sort_picks")
+    seconds = picks / profile.sort_items_per_second
+    return Part(Pass.FORWARD, Phase.DISPATCH, "sort_items_per_second", seconds, "sort_picks")
+
+
 def launch_part(profile: ClusterProfile, which: Pass, phase: Phase) -> Part:
     """What a phase's kernels take when they do nothing."""
     return Part(which, phase, "launch_seconds", LAUNCHES * profile.launch_seconds, "launches")
@@ -103,7 +111,7 @@ def _by_rows(profile: ClusterProfile, shape: LookupShape, node_size: int, factor
     rows = factor * expected_distinct(picks, shape.num_rows, shape.zipf_exponent)
     row_bytes, sum_bytes = (b * shape.value_dim / node_size for b in (shape.element_bytes, FP32_BYTES))
     return [
-        stream_part(profile, Pass.FORWARD, Phase.DISPATCH, SORT_BYTES_PER_PICK * picks, "sort_picks"),
+        sort_part(profile, picks),
         gather_part(profile, Pass.FORWARD, Phase.LOOKUP, rows, row_bytes),
         gather_part(profile, Pass.FORWARD, Phase.COMBINE, picks, row_bytes),
         _pool(profile, Pass.FORWARD, Phase.COMBINE, shape),
@@ -119,7 +127,7 @@ def _pooled_by_owners(profile: ClusterProfile, shape: LookupShape, factor: float
     picks, busiest = shape.tokens * shape.picks, factor * shape.tokens * shape.picks
     row_bytes, sum_bytes = (b * shape.value_dim for b in (shape.element_bytes, FP32_BYTES))
     return [
-        stream_part(profile, Pass.FORWARD, Phase.DISPATCH, SORT_BYTES_PER_PICK * picks, "sort_picks"),
+        sort_part(profile, picks),
         gather_part(profile, Pass.FORWARD, Phase.LOOKUP, busiest, row_bytes),
         stream_part(profile, Pass.FORWARD, Phase.LOOKUP, WEIGH_PASSES * sum_bytes * busiest, "weigh_picks"),
         scatter_part(profile, Pass.FORWARD, Phase.LOOKUP, busiest, sum_bytes),

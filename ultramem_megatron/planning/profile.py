@@ -219,6 +219,9 @@ class ClusterProfile(Record):
     scatter: RowEfficiency
     """Rows added to at random."""
 
+    sort_items_per_second: Positive | None = None
+    """Row numbers sorted with their places. Absent: as a radix sort is bound by the memory."""
+
     gemm: GemmRates
     launch_seconds: NotNegative
     """From one kernel (on CPUs: one operation) to the next when they do nothing."""
@@ -252,8 +255,9 @@ class ClusterProfile(Record):
         return UNCERTAINTY_FRACTION[self.source(path).trust]
 
 
-def numbers_of() -> list[str]:
+def numbers_of(profile: ClusterProfile) -> list[str]:
     """Paths of what needs a source."""
     plain = ("ranks_per_node", "nics_per_node", "memory_bytes", "reserve_bytes", "memory_bytes_per_second")
-    others = ("gather", "scatter", "gemm", "launch_seconds", "overlap_fraction")
+    others = ["gather", "scatter", "gemm", "launch_seconds", "overlap_fraction"]
+    others += ["sort_items_per_second"] if profile.sort_items_per_second else []
     return [*plain, *others, *(f"{level}.{collective}" for level in Level for collective in Collective)]

@@ -126,7 +126,7 @@ def _ascending(values: list[float] | list[int]) -> bool:
 
 
 def _fault_of_sources(profile: ClusterProfile) -> str:
-    known, levels = numbers_of(), [level.value for level in Level]
+    known, levels = numbers_of(profile), [level.value for level in Level]
     for path in known:
         parents = {path, path.rpartition(".")[0]}
         if not parents & profile.sources.keys():

@@ -71,6 +71,7 @@ def fit_profile(
             "memory_bytes": machine.memory_bytes,
             "memory_bytes_per_second": memory_rate,
             **rows,
+            "sort_items_per_second": 1 / _only(points, "sort").seconds,
             "gemm": _gemm(points),
             "launch_seconds": _only(points, "launch").seconds,
             "overlap_fraction": _overlap(points),
@@ -121,7 +122,7 @@ def fit_imported(
 
 _MEASURED = (
     *("ranks_per_node", "memory_bytes", "memory_bytes_per_second", "gather", "scatter", "gemm"),
-    *("launch_seconds", "overlap_fraction"),
+    *("sort_items_per_second", "launch_seconds", "overlap_fraction"),
 )
 
 
