@@ -16,6 +16,7 @@ from ultramem_megatron.measuring.collectives import (
 )
 from ultramem_megatron.measuring.kernels import (
     measure_overlap,
+    measure_pool,
     measure_products,
     measure_rows,
     measure_small_operation,
@@ -61,6 +62,8 @@ def calibration_steps(schedule: Schedule, ranks: Ranks, device: torch.device) ->
     yield Step("launch", lambda: [_point("launch", ranks.world, 0, measure_small_operation(clock, schedule))])
     for width in schedule.row_bytes:
         yield Step(f"rows of {width} bytes", functools.partial(_rows, width, clock, schedule, ranks))
+    for width in schedule.pool_widths:
+        yield Step(f"sums of rows of {width}", functools.partial(_pool, width, clock, schedule, ranks))
     for side in schedule.product_sides:
         yield Step(f"products of {side}", functools.partial(_products, side, clock, schedule, ranks))
     if ranks.world == 1:
@@ -88,6 +91,10 @@ def _rows(width: int, clock: Clock, schedule: Schedule, ranks: Ranks) -> list[Fi
     held_out = is_held_out(schedule.row_bytes, width)
     found = measure_rows(width, clock, schedule)
     return [_point(path, ranks.world, width, seconds, held_out) for path, seconds in found.items()]
+
+
+def _pool(width: int, clock: Clock, schedule: Schedule, ranks: Ranks) -> list[FitPoint]:
+    return [_point(path, ranks.world, width, seconds) for path, seconds in measure_pool(width, clock, schedule).items()]
 
 
 def _products(side: int, clock: Clock, schedule: Schedule, ranks: Ranks) -> list[FitPoint]:

@@ -12,10 +12,13 @@ from torch import Tensor
 from ultramem_megatron.measuring.clock import Clock
 from ultramem_megatron.measuring.picks import draw_rows
 from ultramem_megatron.measuring.repeat import Measured, measure_in_turns
+from ultramem_megatron.parallel.partition.pooling import pool
 from ultramem_megatron.planning.calibration.schedule import MOST_ROWS, Schedule
 from ultramem_megatron.planning.validation.results import Skew
 
 ELEMENT_BYTES = 4
+POOL_SHAPE = (256, 32)
+"""Tokens and picks of a sum over picks."""
 SMALL_ROUNDS, SMALL_OPERATIONS, SMALL_ELEMENTS = 25, 4, 64
 """Rounds of operations are timed together: one of them is shorter than what a barrier leaves of a common start."""
 
@@ -71,6 +74,28 @@ def _gather(table_nv: Tensor, rows: Tensor) -> Callable[[], object]:
 
 def _scatter(table_nv: Tensor, rows: Tensor, batch: Tensor) -> Callable[[], object]:
     return lambda: table_nv.index_add_(0, rows, batch)
+
+
+def measure_pool(width: int, clock: Clock, schedule: Schedule) -> dict[str, float]:
+    """Seconds for each element of picked rows: ``pool.forward`` and ``pool.backward``, the gradients of rows and scores.
+
+    ``width``: elements of a row.
+    """
+    tokens, picks = POOL_SHAPE
+    rows_TKv = torch.ones(tokens, picks, width, device=clock.device, requires_grad=True)
+    scores_hTK = torch.ones(1, tokens, picks, device=clock.device, requires_grad=True)
+    blocks_TK = torch.zeros(tokens, picks, dtype=torch.uint8, device=clock.device)
+    cotangent_TEv = torch.ones(tokens, 1, width, device=clock.device)
+    pooled: list[Tensor] = []
+
+    def forward() -> None:
+        pooled[:] = [pool(rows_TKv, blocks_TK, scores_hTK, 1, range(width), width)]
+
+    def backward() -> None:
+        torch.autograd.grad(pooled[0], (rows_TKv, scores_hTK), cotangent_TEv)
+
+    found = measure_in_turns({"pool.forward": forward, "pool.backward": backward}, clock, schedule)
+    return {name: measured.median / rows_TKv.numel() for name, measured in found.items()}
 
 
 def measure_products(side: int, clock: Clock, schedule: Schedule) -> dict[str, float]:

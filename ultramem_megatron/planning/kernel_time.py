@@ -142,4 +142,7 @@ def _pool(profile: ClusterProfile, which: Pass, phase: Phase, shape: LookupShape
     """The weighted sum over picks."""
     passes = POOL_FORWARD_PASSES if which is Pass.FORWARD else POOL_BACKWARD_PASSES
     elements = shape.tokens * shape.picks * shape.value_dim
+    if profile.pool is not None:
+        rate = getattr(profile.pool, f"{which}_elements_per_second")
+        return Part(which, phase, "pool", elements / rate, "sum_picks")
     return stream_part(profile, which, phase, passes * FP32_BYTES * elements, "sum_picks")

@@ -161,6 +161,13 @@ class GemmRates(Record):
     fp32_flops_per_second: Positive
 
 
+class PoolRates(Record):
+    """Elements of picked rows, weighed and summed by token, each second; reading the rows is not counted."""
+
+    forward_elements_per_second: Positive
+    backward_elements_per_second: Positive
+
+
 class FitPoint(Record):
     """One measurement that a fit rests on, or is checked against."""
 
@@ -222,6 +229,9 @@ class ClusterProfile(Record):
     sort_items_per_second: Positive | None = None
     """Row numbers sorted with their places. Absent: as a radix sort is bound by the memory."""
 
+    pool: PoolRates | None = None
+    """Sums over picks. Absent: as bound by the memory."""
+
     gemm: GemmRates
     launch_seconds: NotNegative
     """From one kernel (on CPUs: one operation) to the next when they do nothing."""
@@ -259,5 +269,5 @@ def numbers_of(profile: ClusterProfile) -> list[str]:
     """Paths of what needs a source."""
     plain = ("ranks_per_node", "nics_per_node", "memory_bytes", "reserve_bytes", "memory_bytes_per_second")
     others = ["gather", "scatter", "gemm", "launch_seconds", "overlap_fraction"]
-    others += ["sort_items_per_second"] if profile.sort_items_per_second else []
+    others += [name for name in ("sort_items_per_second", "pool") if getattr(profile, name) is not None]
     return [*plain, *others, *(f"{level}.{collective}" for level in Level for collective in Collective)]

@@ -10,7 +10,7 @@ LATENCY_SECONDS = 2e-4
 BYTES_PER_SECOND = 1e9
 MEMORY_RATE = 1e10
 GATHER_FRACTION, SCATTER_FRACTION = 0.5, 0.25
-SORT_RATE = 2e7
+SORT_RATE, POOL_RATE = 2e7, 1e9
 FP32_RATE, BF16_RATE = 8e10, 4e10
 OVERLAP_SECONDS = {"products": 2.0, "collective": 1.0, "both": 2.25}
 RANKS = 4
@@ -38,6 +38,9 @@ def machine_points() -> list[FitPoint]:
     """All that a calibration measures."""
     found = [point("memory", RANKS, 1e6, 1e6 / MEMORY_RATE), point("launch", RANKS, 0, 3e-6)]
     found.append(point("sort", RANKS, 0, 1 / SORT_RATE))
+    for width, noise in ((32, 1.0), (96, 3.0), (256, 0.9)):
+        found.append(point("pool.forward", RANKS, width, noise / POOL_RATE))
+        found.append(point("pool.backward", RANKS, width, 2 * noise / POOL_RATE))
     for index, width in enumerate((32, 64, 128, 256, 512)):
         for path, share in (("gather", GATHER_FRACTION), ("scatter", SCATTER_FRACTION)):
             found.append(point(path, RANKS, width, width / MEMORY_RATE / share, index % 2 == 1))

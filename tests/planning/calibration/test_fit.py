@@ -15,6 +15,7 @@ from ultramem_megatron.testing.calibration_points import (
     FP32_RATE,
     LATENCY_SECONDS,
     MEMORY_RATE,
+    POOL_RATE,
     SORT_RATE,
     collective_points,
     machine_points,
@@ -36,6 +37,9 @@ def test_the_numbers_of_a_machine_are_found() -> None:
     assert profile.gemm.fp32_flops_per_second == pytest.approx(FP32_RATE)
     assert profile.launch_seconds == 3e-6
     assert profile.sort_items_per_second == pytest.approx(SORT_RATE)
+    assert profile.pool is not None
+    assert profile.pool.forward_elements_per_second == pytest.approx(POOL_RATE)
+    assert profile.pool.backward_elements_per_second == pytest.approx(POOL_RATE / 2)
     assert profile.overlap_fraction == pytest.approx(0.75)  # of 1 s, 0.75 s went beside the products
     for collective in Collective:
         curves = profile.node.of(collective)

@@ -23,6 +23,7 @@ from ultramem_megatron.planning.profile import (
     GemmRates,
     Level,
     LevelCurves,
+    PoolRates,
     Source,
     Trust,
 )
@@ -72,6 +73,7 @@ def fit_profile(
             "memory_bytes_per_second": memory_rate,
             **rows,
             "sort_items_per_second": 1 / _only(points, "sort").seconds,
+            "pool": _pool(points),
             "gemm": _gemm(points),
             "launch_seconds": _only(points, "launch").seconds,
             "overlap_fraction": _overlap(points),
@@ -122,7 +124,7 @@ def fit_imported(
 
 _MEASURED = (
     *("ranks_per_node", "memory_bytes", "memory_bytes_per_second", "gather", "scatter", "gemm"),
-    *("sort_items_per_second", "launch_seconds", "overlap_fraction"),
+    *("sort_items_per_second", "pool", "launch_seconds", "overlap_fraction"),
 )
 
 
@@ -182,6 +184,15 @@ def _gemm(points: Sequence[FitPoint]) -> GemmRates:
         flops = [2 * side**3 / point.seconds for side, point in zip(sides, products, strict=True)]
         rates[f"{name}_flops_per_second"] = float(np.median(flops))
     return GemmRates(**rates)
+
+
+def _pool(points: Sequence[FitPoint]) -> PoolRates:
+    """Median rate over the widths measured."""
+    forward, backward = (
+        float(np.median([1 / point.seconds for point in _of(points, f"pool.{which}")]))
+        for which in ("forward", "backward")
+    )
+    return PoolRates(forward_elements_per_second=forward, backward_elements_per_second=backward)
 
 
 def _overlap(points: Sequence[FitPoint]) -> float:

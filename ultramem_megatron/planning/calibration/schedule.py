@@ -26,6 +26,9 @@ class Schedule:
     product_sides: tuple[int, ...]
     """Sides of square matrices that are multiplied."""
 
+    pool_widths: tuple[int, ...]
+    """Elements of rows that are weighed and summed."""
+
     table_bytes: int
     """Of the table whose rows are read: beyond the caches."""
 
@@ -52,6 +55,7 @@ def make_schedule(*, on_gpu: bool, quick: bool) -> Schedule:
         alone_bytes=sizes[len(sizes) // 2 :: 4],
         row_bytes=(64, 256, 1024) if quick else (16, 32, 64, 128, 256, 512, 1024, 2048, 4096),
         product_sides=(128,) if quick else ((4096, 8192) if on_gpu else (256, 512)),
+        pool_widths=(64,) if quick else (32, 96, 256),
         table_bytes=(2 * 1024 if on_gpu else 2 if quick else 32) * MIB,
         batch_bytes=(256 if on_gpu else 1 if quick else 8) * MIB,
         repeats=MIN_REPEATS if quick else 20,
