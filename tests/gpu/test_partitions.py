@@ -9,11 +9,15 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ultramem_megatron.config.memory import PartitionName
+from ultramem_megatron.parallel.channel import Channel
+from ultramem_megatron.parallel.host_numbers import SizesUnderWay
 from ultramem_megatron.parallel.partition.base import Picks, TableShape, ValuePartition
 from ultramem_megatron.parallel.partition.registry import PARTITIONS
+from ultramem_megatron.parallel.underway import Underway
 from ultramem_megatron.testing.partition_runs import build
 from ultramem_megatron.testing.reference_layer import reference_pooling
 from ultramem_megatron.testing.tolerances import assert_agrees
@@ -108,15 +112,23 @@ def test_a_rank_may_have_no_tokens(device: torch.device, name: PartitionName) ->
 
 @contextmanager
 def counted_waits() -> Iterator[list[str]]:
-    """What makes the host wait for the device meanwhile, collectives apart."""
+    """What makes the host wait for the device meanwhile, collectives apart: reading from it, and waiting for an event."""
     waits: list[str] = []
+    wait_for_event = torch.cuda.Event.synchronize
+
+    def noted(event: torch.cuda.Event) -> None:
+        waits.append("event")
+        wait_for_event(event)
+
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("warn")
+    torch.cuda.Event.synchronize = noted  # type: ignore[method-assign]
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             yield waits
     finally:
+        torch.cuda.Event.synchronize = wait_for_event  # type: ignore[method-assign]
         torch.cuda.set_sync_debug_mode("default")
     waits += [str(warning.message) for warning in caught if "synchroniz" in str(warning.message)]
 
@@ -147,3 +159,48 @@ def test_an_operation_waits_for_the_device_once_at_most(device: torch.device, na
     allowed = 0 if name in (PartitionName.REPLICATED, PartitionName.DIMENSION_WISE) else 1
     count_waits(partition, table, case)  # the first time also makes what lives on
     assert count_waits(partition, table, case) == (allowed, allowed, 0)
+
+
+@pytest.fixture
+def fixed_order() -> Iterator[None]:
+    """Sums of rows in one order: a GPU's own adds in any, so that bits could not be compared."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("fixed_order")
+@pytest.mark.parametrize("name", PARTITIONS)
+def test_a_lookup_beside_other_work_gives_the_same_bits(device: torch.device, name: PartitionName) -> None:
+    """Left where it waits while the main stream is kept busy and memory changes hands, forward and backward."""
+    case = make_case(torch.float32, tokens=1000)
+    partition = build(name, SHAPE)
+    dense = torch.randn(2**22, device=device, requires_grad=True)
+
+    def run(*, beside: bool) -> list[Tensor]:
+        table, picks = case.table_NV.to(device, copy=True).requires_grad_(), case.picks(device)
+        lookup = Underway(partition.look_up(table, picks, [len(case.rows_TK)]))
+        hidden = dense
+        while beside and not lookup.is_done:
+            for _ in range(8):
+                hidden = torch.sin(hidden)
+            lookup.advance()
+        pooled = lookup.finish()
+        torch.autograd.backward([pooled, hidden.sum()], [case.cotangent_TEV.to(device), torch.ones((), device=device)])
+        assert table.grad is not None and picks.scores_hTK.grad is not None
+        return [pooled.detach(), picks.scores_hTK.grad, table.grad]
+
+    expected = run(beside=False)
+    for _ in range(3):
+        for found, wanted in zip(run(beside=True), expected, strict=True):
+            assert torch.equal(found, wanted)
+
+
+def test_waiting_for_sizes_leaves_the_device_busy(device: torch.device) -> None:
+    """The host waits for the copy of the sizes alone, not for what the main stream was given since."""
+    sizes = SizesUnderWay(torch.tensor([5], device=device), Channel(dist.group.WORLD))
+    torch.cuda._sleep(2_000_000_000)  # about a second
+    behind = torch.cuda.current_stream().record_event()
+    assert sizes.finish() == ([5], [5])
+    assert not behind.query(), "the main stream still works"
+    behind.synchronize()

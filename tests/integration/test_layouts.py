@@ -44,7 +44,7 @@ SUMS = ("memory.variant=pkm", "memory.softmax=true", "memory.initialization=plai
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", [LAYOUTS[4], LAYOUTS[5]], ids=lambda layout: layout.name)
+@pytest.mark.parametrize("layout", LAYOUTS[4:7], ids=lambda layout: layout.name)
 @pytest.mark.parametrize("variant", [PRE_VALUES, SUMS], ids=["ultramem_v2", "pkm"])
 def test_every_variant_gives_the_same_curve(megatron: ModuleType, variant: tuple[str, ...], layout: Layout) -> None:
     """Ten steps with another seed: the promise ends where a near tie between two slots is decided differently."""

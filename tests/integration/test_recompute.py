@@ -86,7 +86,7 @@ def count_lookups(config: RunConfig) -> list[tuple[int, int, int]]:
         return count
 
     for index, layer in enumerate(layers):
-        layer.register_forward_hook(counter(index))
+        layer.observer = counter(index)
     train_step(state, batch)
     traffic = [layer.table.partition.channel.traffic for layer in layers]
     return [(n, t.forward_bytes, t.backward_bytes) for n, t in zip(counts, traffic, strict=True)]

@@ -170,9 +170,15 @@ class Layers:
     def watched(layer: "MemoryLayer", x: Tensor) -> tuple[Tensor, Any]:
         """The output, and the picks with the scores that weighed the rows (pre-values included)."""
         seen: list[Any] = []
-        watch = layer.table.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+        look_up = layer.table.look_up
+
+        def watch(picks: Any) -> Any:
+            seen.append(picks)
+            return look_up(picks)
+
+        layer.table.look_up = watch  # type: ignore[method-assign]
         output = layer(x)
-        watch.remove()
+        layer.table.look_up = look_up  # type: ignore[method-assign]
         (picks,) = seen
         return output, picks
 

@@ -1,5 +1,6 @@
 """The lane hands a result from the block where it is read to the block where it is added, over stages too."""
 
+from collections.abc import Generator
 from types import ModuleType
 from typing import Any
 
@@ -17,7 +18,9 @@ class Times(nn.Module):
         super().__init__()
         self.factor = factor
 
-    def forward(self, x: Tensor) -> Tensor:
+    waits = 0
+
+    async def look_up(self, x: Tensor) -> Tensor:
         return x * self.factor
 
 
@@ -115,3 +118,94 @@ def test_a_message_has_one_type(megatron: ModuleType) -> None:
     lane.start(1, torch.ones(1, 1, 1))
     with pytest.raises(AssertionError):
         lane.pack(torch.ones(1, 1, 1, dtype=torch.bfloat16))
+
+
+# --- What runs beside a lookup ----------------------------------------------------------------------------------------
+
+
+class Pause:
+    """Awaited once."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield
+
+
+class Waiting(nn.Module):
+    """Stands for a memory layer that waits for sizes, for row numbers and for rows."""
+
+    waits = 3
+
+    def __init__(self, diary: list[str]) -> None:
+        super().__init__()
+        self.diary = diary
+
+    async def look_up(self, x: Tensor) -> Tensor:
+        for what in ("sizes", "numbers", "rows"):
+            self.diary.append(f"begin {what}")
+            await Pause()
+            self.diary.append(f"wait {what}")
+        return x
+
+
+def diary_of(spans: str, blocks: range, *, overlap: bool = True, recompute: bool = False) -> str:
+    """Blocks as ``LaneTransformerLayer`` runs them: attention is A, the MLP M, a block that is run again B."""
+    from ultramem_megatron.model.memory_lane import MemoryLane
+
+    diary: list[str] = []
+    parsed = parse_spans(spans)
+    layers = {i: Waiting(diary) for i, span in enumerate(parsed) if span.read in blocks}
+    lane = MemoryLane(parsed, blocks, layers, overlap=overlap, recompute=recompute)  # type: ignore[arg-type]
+    for block in blocks:
+        if recompute:
+            diary.append(f"B{block}")
+            lane.advance()
+            lane.start(block, ZERO)
+        else:
+            diary.append(f"A{block}")
+            lane.advance()
+            lane.start(block, ZERO)
+            diary.append(f"M{block}")
+            lane.advance()
+        lane.finish(block, ZERO)
+    lane.pack(ZERO)
+    return "; ".join(diary)
+
+
+SIZES, NUMBERS, ROWS = ("begin sizes; ", "wait sizes; begin numbers; ", "wait numbers; begin rows; ")
+
+
+@pytest.mark.parametrize(
+    ("spans", "settings", "expected"),
+    [
+        ("1:2", {}, f"A1; {SIZES}M1; {NUMBERS}A2; {ROWS}M2; wait rows"),
+        ("1:3", {}, f"A1; {SIZES}M1; {NUMBERS}A2; {ROWS}M2; A3; M3; wait rows"),
+        ("2:2", {}, f"A1; M1; A2; {SIZES}{NUMBERS}{ROWS}M2; wait rows"),
+        ("1:2", {"overlap": False}, f"A1; {SIZES}{NUMBERS}{ROWS}wait rows; M1; A2; M2"),
+        ("1:4", {"recompute": True}, f"B1; {SIZES}B2; {NUMBERS}B3; {ROWS}B4; wait rows"),
+        ("1:2", {"recompute": True}, f"B1; {SIZES}{NUMBERS}{ROWS}B2; wait rows"),
+        ("1:1", {"recompute": True}, f"B1; {SIZES}{NUMBERS}{ROWS}wait rows"),
+    ],
+)
+def test_the_last_stretches_hide_the_last_exchanges(
+    megatron: ModuleType, spans: str, settings: dict[str, bool], expected: str
+) -> None:
+    assert diary_of(spans, range(1, parse_spans(spans)[-1].add + 1), **settings) == expected
+
+
+def test_a_lookup_ends_with_its_stage(megatron: ModuleType) -> None:
+    assert diary_of("1:4", range(1, 3)) == f"A1; {SIZES}M1; {NUMBERS}A2; {ROWS}M2; wait rows"
+    assert diary_of("1:4", range(1, 2)) == f"A1; {SIZES}{NUMBERS}{ROWS}M1; wait rows"
+
+
+def test_evaluation_of_a_run_that_recomputes(megatron: ModuleType) -> None:
+    """Blocks are then not run again, and advance the lane more often than it counts on: the last wait stays."""
+    from ultramem_megatron.model.memory_lane import MemoryLane
+
+    diary: list[str] = []
+    lane = MemoryLane(parse_spans("1:3"), range(1, 4), {0: Waiting(diary)}, recompute=True)  # type: ignore[dict-item]
+    lane.start(1, ZERO)
+    for _ in range(5):
+        lane.advance()
+    assert diary[-1] == "begin rows"
+    lane.finish(3, ZERO)
+    assert diary[-1] == "wait rows"

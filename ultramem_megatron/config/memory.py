@@ -215,6 +215,9 @@ class MemoryConfig:
     """``grid``: ranks that count as one node and split the columns [L]: a number that divides ``parallel_size``, or
     ``auto`` for those that the cluster has in a node."""
 
+    overlap: bool = True
+    """Lookups run beside the dense blocks of their span. The results are the same to the bit; only waiting differs."""
+
     def __post_init__(self) -> None:
         if self.variant is VariantName.NONE:
             return

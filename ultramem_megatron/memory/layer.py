@@ -19,6 +19,7 @@ from ultramem_megatron.memory.tucker import TuckerRetrieval
 from ultramem_megatron.memory.value_table import ValueTable
 from ultramem_megatron.parallel.partition.base import Picks
 from ultramem_megatron.parallel.precision import widened
+from ultramem_megatron.parallel.underway import finish
 
 # Letters: s tokens of a sequence on this rank, b sequences, D hidden width, T tokens, K picks, E blocks, V value dim.
 
@@ -85,11 +86,24 @@ class MemoryLayer(nn.Module):
                 parameter.sequence_parallel = True  # type: ignore[attr-defined]
 
     def forward(self, x_sbD: Tensor) -> Tensor:
+        """``look_up``, with nothing in between."""
+        return finish(self.look_up(x_sbD))
+
+    @property
+    def waits(self) -> int:
+        """How often ``look_up`` awaits something: over so many stretches of other work it can be spread."""
+        return self.table.waits + (0 if self.pre_values is None else self.pre_values.table.waits)
+
+    async def look_up(self, x_sbD: Tensor) -> Tensor:
+        """[s, b, D] -> [s, b, D]. Collective; the order of sums and draws does not depend on what is done meanwhile."""
         x_sbD = self.place.share.enter(x_sbD)
+        kept_sbD = self._draw_kept(x_sbD)
         picks = self.retrieve(x_sbD)
-        weighed = picks if self.pre_values is None else self.pre_values(x_sbD.flatten(0, 1), picks)
-        pooled_TEV = self.table(weighed)
-        out_sbD = self._dropped(self.projection(pooled_TEV).view(x_sbD.shape))
+        weighed = picks if self.pre_values is None else await self.pre_values.weigh(x_sbD.flatten(0, 1), picks)
+        pooled_TEV = await self.table.look_up(weighed)
+        out_sbD = self.projection(pooled_TEV).view(x_sbD.shape)
+        if kept_sbD is not None:
+            out_sbD = out_sbD.masked_fill(~kept_sbD, 0) / (1 - self.dropout)
         if self.observer is not None:
             self.observer(picks, out_sbD)
         return self.place.share.leave(self._with_penalty(out_sbD))
@@ -100,12 +114,13 @@ class MemoryLayer(nn.Module):
         rows_TK, blocks_TK = self.addresses(slots_TK)
         return Picks(rows_TK, blocks_TK, scores_hTK.to(self.table.weight.dtype))
 
-    def _dropped(self, out_sbD: Tensor) -> Tensor:
+    def _draw_kept(self, x_sbD: Tensor) -> Tensor | None:
+        """Which entries of the output dropout keeps. Drawn first: blocks that run meanwhile draw from the same stream."""
         if self.dropout == 0 or not self.training:
-            return out_sbD
+            return None
         # each tensor-parallel rank has tokens of its own, so the numbers must differ
         with get_cuda_rng_tracker().fork():
-            return F.dropout(out_sbD, self.dropout)
+            return torch.empty_like(x_sbD, dtype=torch.bool).bernoulli_(1 - self.dropout)
 
     @property
     def summed_core(self) -> Tensor | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ultramem_megatron.memory.value_table import ValueTable
 from ultramem_megatron.parallel.partition.base import Picks
+from ultramem_megatron.parallel.underway import finish
 
 # Letters: T tokens, D hidden width, K picks, h cores, Dp width of a pre-value.
 
@@ -24,7 +25,11 @@ class PreValues(nn.Module):
         self.weight = nn.Parameter(torch.empty(width, hidden, dtype=dtype))
         self.table = table
 
-    def forward(self, x_TD: Tensor, picks: Picks) -> Picks:
-        """The same picks, their scores multiplied."""
-        products_TK = self.table.inner_products(picks.rows_TK, F.linear(x_TD, self.weight))
+    async def weigh(self, x_TD: Tensor, picks: Picks) -> Picks:
+        """The same picks, their scores multiplied. Collective as a lookup."""
+        products_TK = await self.table.multiply(picks.rows_TK, F.linear(x_TD, self.weight))
         return dataclasses.replace(picks, scores_hTK=(picks.scores_hTK * products_TK).to(picks.scores_hTK.dtype))
+
+    def forward(self, x_TD: Tensor, picks: Picks) -> Picks:
+        """``weigh``, with nothing in between."""
+        return finish(self.weigh(x_TD, picks))

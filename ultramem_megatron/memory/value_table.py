@@ -8,6 +8,7 @@ from megatron.core.dist_checkpointing import ShardedTensor
 from torch import Tensor, nn
 
 from ultramem_megatron.parallel.partition.base import Picks, ValuePartition
+from ultramem_megatron.parallel.underway import finish
 
 
 class ValueTable(nn.Module):
@@ -30,13 +31,22 @@ class ValueTable(nn.Module):
         # every rank's shard is its own: count it in the gradient norm on all tensor-parallel ranks
         self.weight.tensor_model_parallel = True  # type: ignore[attr-defined]
 
-    def forward(self, picks: Picks) -> Tensor:
-        """pooled_TEV of the tokens of this rank. Collective over ``mem``; all ranks have as many tokens."""
-        return self.partition(self.weight, picks, self._tokens(picks.rows_TK))
+    @property
+    def waits(self) -> int:
+        """How often ``look_up`` awaits something, and ``multiply`` as often."""
+        return self.partition.waits
 
-    def inner_products(self, rows_TK: Tensor, vectors_TV: Tensor) -> Tensor:
+    async def look_up(self, picks: Picks) -> Tensor:
+        """pooled_TEV of the tokens of this rank. Collective over ``mem``; all ranks have as many tokens."""
+        return await self.partition.look_up(self.weight, picks, self._tokens(picks.rows_TK))
+
+    async def multiply(self, rows_TK: Tensor, vectors_TV: Tensor) -> Tensor:
         """<row, vector of its token> for each pick, [T, K] fp32. Collective as the lookup."""
-        return self.partition.inner_products(self.weight, rows_TK, vectors_TV, self._tokens(rows_TK))
+        return await self.partition.multiply(self.weight, rows_TK, vectors_TV, self._tokens(rows_TK))
+
+    def forward(self, picks: Picks) -> Tensor:
+        """``look_up``, with nothing in between."""
+        return finish(self.look_up(picks))
 
     def _tokens(self, rows_TK: Tensor) -> list[int]:
         return [rows_TK.shape[0]] * self.partition.channel.size

@@ -107,7 +107,8 @@ def _build_lane(config: RunConfig, plan: Plan, groups: Groups, blocks: range) ->
         for index, span in enumerate(spans)
         if span.read in blocks
     }
-    return MemoryLane(spans, blocks, layers)
+    recompute = config.training.recompute is Recompute.FULL
+    return MemoryLane(spans, blocks, layers, overlap=config.memory.overlap, recompute=recompute)
 
 
 def _build_memory_layer(config: RunConfig, plan: Plan, groups: Groups, index: int) -> MemoryLayer:

@@ -14,7 +14,7 @@ from ultramem_megatron.model.norm import RMSNorm
 
 
 class LaneTransformerLayer(TransformerLayer):
-    """megatron-core's block, which tells the lane when it has its FFN input and when it is done.
+    """megatron-core's block, which tells the lane when it has its FFN input, and when attention and MLP are given out.
 
     The read point is the normed FFN input, as in the published code and in UltraMemV2 (appendix A.1); the paper says
     only "layer a". A memory layer therefore needs no norm of its own.
@@ -36,6 +36,7 @@ class LaneTransformerLayer(TransformerLayer):
     def _forward_pre_mlp_layernorm(self, hidden_states: Tensor) -> Tensor:
         normed = super()._forward_pre_mlp_layernorm(hidden_states)
         if self._held is None:
+            self._advance()
             self._start(normed)
         else:
             self._held.append(normed)
@@ -45,10 +46,12 @@ class LaneTransformerLayer(TransformerLayer):
         """As megatron-core's, with the lane. ``others`` get no gradient: masks, rotary angles."""
         if self.recompute and self.training:
             hidden, *read = checkpoint(partial(self._without_lane, others), False, hidden_states)
+            self._advance()
             for normed in read:
                 self._start(normed)
         else:
             hidden, _ = super().forward(hidden_states, **others)
+            self._advance()
         for lane in self.lane:
             hidden = lane.finish(self.layer_number, hidden)
         return hidden, None
@@ -60,6 +63,10 @@ class LaneTransformerLayer(TransformerLayer):
         hidden, _ = super().forward(hidden_states, **others)
         self._held = None
         return (hidden, *held) if any(lane.reads(self.layer_number) for lane in self.lane) else (hidden,)
+
+    def _advance(self) -> None:
+        for lane in self.lane:
+            lane.advance()
 
     def _start(self, normed: Tensor) -> None:
         for lane in self.lane:

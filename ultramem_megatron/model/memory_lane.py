@@ -1,8 +1,13 @@
 """The memory lane: for a span a:b, a memory layer reads at block a and its result is added after block b.
 
-What lies between is dense compute; the lookup and its collectives may run beside it (``start`` and ``finish``). A
-span may end on a later pipeline stage: the message to the next stage then carries the result behind the hidden
-state (``pack`` and ``unpack``).
+What lies between is dense compute, and the lookup's collectives run beside it. A lookup awaits something ``waits`` times
+(``ValuePartition.waits``); ``start`` begins it, ``advance`` is called after each stretch of dense compute, an attention or
+an MLP, and takes it on by one wait, ``finish`` takes the result. The last wait, for rows or sums, the largest of them, is
+left until the result is needed; where there are fewer stretches than waits, the first waits, for sizes and row numbers,
+are not spread but waited for at once. Backward the same stretches hide the same exchanges (``parallel/exchange.py``).
+
+A span may end on a later pipeline stage: the message to the next stage then carries the result behind the hidden
+state (``pack`` and ``unpack``); the lookup ends with its own stage.
 """
 
 from collections.abc import Sequence
@@ -13,6 +18,7 @@ from torch import Tensor, nn
 
 from ultramem_megatron.config.memory import Span
 from ultramem_megatron.memory.layer import MemoryLayer
+from ultramem_megatron.parallel.underway import Underway
 
 # Letters: s tokens of a sequence on this rank, b sequences, D hidden width.
 
@@ -24,19 +30,33 @@ class MemoryLane(nn.Module):
     forward pass: nothing is left between passes.
     """
 
-    def __init__(self, spans: Sequence[Span], blocks: range, layers: dict[int, MemoryLayer]) -> None:
+    def __init__(
+        self,
+        spans: Sequence[Span],
+        blocks: range,
+        layers: dict[int, MemoryLayer],
+        *,
+        overlap: bool = True,
+        recompute: bool = False,
+    ) -> None:
         """Args:
         spans: Of the whole model.
         blocks: Of this chunk, counted from 1.
         layers: The memory layers that read at one of them, by the number of their span, counted from 0.
+        overlap: Whether lookups run beside dense compute, or to their end where they begin. The results are the same.
+        recompute: Whether a block is one stretch of compute, at whose end a lookup begins.
         """
         super().__init__()
         self.layers = nn.ModuleDict({str(index): layer for index, layer in layers.items()})
-        self._reads = {spans[index].read: str(index) for index in layers}
+        self.overlap, self._recompute = overlap, recompute
+        self._blocks = blocks
+        self._reads = {spans[index].read: index for index in layers}
+        self._ends = {span.read: min(span.add, blocks.stop - 1) for span in spans}
         self._adds = {span.add for span in spans if span.add in blocks}
         self._receives = any(span.read < blocks.start <= span.add for span in spans)
         self._sends = any(span.read < blocks.stop <= span.add for span in spans)
-        self._pending: Tensor | None = None
+        self._pending: Underway[Tensor] | Tensor | None = None
+        self._advances = 0
 
     def numbered_layers(self) -> list[tuple[int, MemoryLayer]]:
         """The layers with their span's number in the whole model."""
@@ -63,8 +83,28 @@ class MemoryLane(nn.Module):
 
     def start(self, block: int, normed_sbD: Tensor) -> None:
         """Block ``block`` (counted from 1) has its FFN input: begin the lookup of a span that reads here."""
-        if self.reads(block):
-            self._pending = self.layers[self._reads[block]](normed_sbD)
+        if not self.reads(block):
+            return
+        layer = self.layers[str(self._reads[block])]
+        lookup = Underway(layer.look_up(normed_sbD))
+        # what will still be awaited when the last stretch begins is all that can be left
+        for _ in range(layer.waits - self._stretches(block)):
+            lookup.advance()
+        self._pending = lookup
+        self._advances = min(layer.waits, self._stretches(block)) - 1
+
+    def advance(self) -> None:
+        """A stretch of dense compute has been given out: take on what is under way."""
+        if isinstance(self._pending, Underway) and self._advances > 0:
+            self._pending.advance()
+            self._advances -= 1
+
+    def _stretches(self, read: int) -> int:
+        """Stretches of dense compute between where a lookup begins and where its result is taken."""
+        if not self.overlap:
+            return 0
+        blocks = self._ends[read] - read
+        return blocks if self._recompute else 1 + 2 * blocks  # the MLP of the first; attention and MLP
 
     def finish(self, block: int, hidden_sbD: Tensor) -> Tensor:
         """Block ``block`` is done: add the result of a span that ends here."""
@@ -87,9 +127,9 @@ class MemoryLane(nn.Module):
         return torch.cat((output, pending_sbD))
 
     def _take(self) -> Tensor:
-        pending_sbD, self._pending = self._pending, None
-        assert pending_sbD is not None, "no span is under way"
-        return pending_sbD
+        pending, self._pending = self._pending, None
+        assert pending is not None, "no span is under way"
+        return pending if isinstance(pending, Tensor) else pending.finish()
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None

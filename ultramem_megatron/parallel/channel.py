@@ -1,9 +1,11 @@
 """A process group with a meter: what a partition talks through."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch.distributed as dist
 from torch import Tensor
+
+from ultramem_megatron.parallel.timeline import Timeline
 
 
 @dataclass(slots=True)
@@ -15,8 +17,8 @@ class Traffic:
     backward_bytes: int = 0
     """Payload of the backward pass."""
     served_requests: int = 0
-    """Requests that this rank answered as the owner of rows, its own included. Only where rows have one owner each:
-    elsewhere the load is even by construction."""
+    """Requests that this rank answered as the owner of rows, its own included. Only where rows have one owner each, or
+    one node: elsewhere the load is even by construction."""
 
     def reset(self) -> None:
         """Start counting anew."""
@@ -35,22 +37,24 @@ class NodeGroups:
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """A group and the meter of what is sent over it."""
+    """A group, the meter of what is sent over it, and who notes when."""
 
     group: dist.ProcessGroup
     traffic: Traffic = field(default_factory=Traffic)
+    timeline: Timeline = field(default_factory=Timeline)
+    """In training runs one that notes nothing."""
     nodes: NodeGroups | None = None
     """The same ranks by node, for a partition that treats nodes apart."""
 
     @property
     def inside(self) -> "Channel":
         """To the ranks of this node, with the same meter."""
-        return Channel(self._nodes.inside, self.traffic)
+        return replace(self, group=self._nodes.inside, nodes=None)
 
     @property
     def across(self) -> "Channel":
         """To the ranks of equal place in their nodes, with the same meter."""
-        return Channel(self._nodes.across, self.traffic)
+        return replace(self, group=self._nodes.across, nodes=None)
 
     @property
     def _nodes(self) -> NodeGroups:

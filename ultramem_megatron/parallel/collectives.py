@@ -1,6 +1,7 @@
 """Differentiable collectives over a ``Channel``. Ranks may hold different numbers of tokens, none included.
 
-Every function is collective: all ranks of the channel's group must call it in the same order.
+Every function is collective: all ranks of the channel's group must call it in the same order. Those that ``begin``
+return at once, with something to await or to finish; the others wait for what they have begun.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ultramem_megatron.parallel.channel import Channel
+from ultramem_megatron.parallel.exchange import Exchange, Kind, Sent
 from ultramem_megatron.parallel.precision import widened
 
 # Letters: P ranks of the group, T tokens on this rank, G tokens in the group, n_p tokens of rank p.
@@ -23,7 +25,7 @@ def exchange_sizes(sizes_P: Tensor, channel: Channel) -> Tensor:
         channel: The ranks.
 
     Returns:
-        int64 [P, ...]: item p comes from rank p.
+        int64 [P, ...]: item p comes from rank p. ``SizesUnderWay`` brings it to the host, beside other work.
     """
     received_P = torch.empty_like(sizes_P)
     dist.all_to_all_single(received_P, sizes_P.contiguous(), group=channel.group)
@@ -43,7 +45,22 @@ def all_to_all(x: Tensor, send: Sequence[int], receive: Sequence[int], channel: 
     Returns:
         [sum(receive), ...], the pieces in the order of the ranks. Gradients travel the way back.
     """
-    return _AllToAll.apply(x, list(send), list(receive), channel)
+    return begin_all_to_all(x, send, receive, channel).finish()
+
+
+def begin_all_to_all(
+    x: Tensor, send: Sequence[int], receive: Sequence[int], channel: Channel, name: str = "all-to-all"
+) -> Exchange:
+    """Begin ``all_to_all``. ``name``: what travels, for profiles."""
+    there, back = list(send), list(receive)
+
+    def forward(x: Tensor) -> Sent:
+        return _exchange(x, there, back, channel, backward=False)
+
+    def backward(grad: Tensor) -> Sent:
+        return _exchange(grad, back, there, channel, backward=True)
+
+    return Exchange(x, Kind(name=name, channel=channel, forward=forward, backward=backward))
 
 
 def all_gather_tokens(x: Tensor, tokens: Sequence[int], channel: Channel) -> Tensor:
@@ -58,7 +75,20 @@ def all_gather_tokens(x: Tensor, tokens: Sequence[int], channel: Channel) -> Ten
         [G, ...]. What is not an integer travels in its own type and arrives in fp32: so the gradient's parts are made
         in fp32, as which they are reduce-scattered, and only their sum is rounded to the type of ``x``. fp64 stays.
     """
-    return _AllGatherTokens.apply(x, list(tokens), channel)
+    return begin_all_gather_tokens(x, tokens, channel).finish()
+
+
+def begin_all_gather_tokens(x: Tensor, tokens: Sequence[int], channel: Channel, name: str = "all-gather") -> Exchange:
+    """Begin ``all_gather_tokens``. ``name``: what travels, for profiles."""
+    counts, dtype = list(tokens), x.dtype
+
+    def forward(x: Tensor) -> Sent:
+        return _gather(x, counts, channel, backward=False, arrive_wide=x.is_floating_point())
+
+    def backward(grad: Tensor) -> Sent:
+        return _reduce_scatter(grad, counts, channel, dtype, backward=True)
+
+    return Exchange(x, Kind(name=name, channel=channel, forward=forward, backward=backward))
 
 
 def reduce_scatter_tokens(x: Tensor, tokens: Sequence[int], channel: Channel) -> Tensor:
@@ -73,71 +103,55 @@ def reduce_scatter_tokens(x: Tensor, tokens: Sequence[int], channel: Channel) ->
         [T, ...], with ``T == tokens[channel.rank]``; travels and is summed in fp32. The gradient is gathered, in its
         own type.
     """
-    return _ReduceScatterTokens.apply(x, list(tokens), channel)
+    return begin_reduce_scatter_tokens(x, tokens, channel).finish()
 
 
-class _AllToAll(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, send: list[int], receive: list[int], channel: Channel) -> Tensor:
-        ctx.send, ctx.receive, ctx.channel = send, receive, channel
-        return _exchange(x, send, receive, channel, backward=False)
+def begin_reduce_scatter_tokens(
+    x: Tensor, tokens: Sequence[int], channel: Channel, name: str = "reduce-scatter"
+) -> Exchange:
+    """Begin ``reduce_scatter_tokens``. ``name``: what travels, for profiles."""
+    counts, dtype = list(tokens), x.dtype
 
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        return _exchange(grad, ctx.receive, ctx.send, ctx.channel, backward=True), None, None, None
+    def forward(x: Tensor) -> Sent:
+        return _reduce_scatter(x, counts, channel, dtype, backward=False)
+
+    def backward(grad: Tensor) -> Sent:
+        return _gather(grad, counts, channel, backward=True, arrive_wide=False)
+
+    return Exchange(x, Kind(name=name, channel=channel, forward=forward, backward=backward))
 
 
-def _exchange(x: Tensor, send: list[int], receive: list[int], channel: Channel, *, backward: bool) -> Tensor:
+def _exchange(x: Tensor, send: list[int], receive: list[int], channel: Channel, *, backward: bool) -> Sent:
+    x = x.contiguous()
     out = x.new_empty((sum(receive), *x.shape[1:]))
-    dist.all_to_all_single(out, x.contiguous(), receive, send, group=channel.group)
+    work = dist.all_to_all_single(out, x, receive, send, group=channel.group, async_op=True)
     channel.count((sum(send) - send[channel.rank]) * x[:1].numel(), x, backward=backward)
-    return out
+    return Sent(work, (x, out), lambda: out)
 
 
-class _AllGatherTokens(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, tokens: list[int], channel: Channel) -> Tensor:
-        ctx.tokens, ctx.channel, ctx.dtype = tokens, channel, x.dtype
-        out = _gather(x, tokens, channel, backward=False)
-        return widened(out) if out.is_floating_point() else out
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        return _reduce_scatter(grad, ctx.tokens, ctx.channel, backward=True).to(ctx.dtype), None, None
-
-
-class _ReduceScatterTokens(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, tokens: list[int], channel: Channel) -> Tensor:
-        ctx.tokens, ctx.channel = tokens, channel
-        return _reduce_scatter(x, tokens, channel, backward=False).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        return _gather(grad, ctx.tokens, ctx.channel, backward=True), None, None
-
-
-def _gather(x: Tensor, tokens: list[int], channel: Channel, *, backward: bool) -> Tensor:
+def _gather(x: Tensor, tokens: list[int], channel: Channel, *, backward: bool, arrive_wide: bool) -> Sent:
     channel.count((channel.size - 1) * x.numel(), x, backward=backward)
+    x = x.contiguous()
     out = x.new_empty((sum(tokens), *x.shape[1:]))
     if len(set(tokens)) == 1:
-        dist.all_gather_into_tensor(out, x.contiguous(), group=channel.group)
-        return out
-    # ragged: each rank sends its own tokens to every other; no padding to the longest
-    copies = x.repeat(channel.size, *[1] * (x.dim() - 1))
-    dist.all_to_all_single(out, copies, tokens, [x.shape[0]] * channel.size, group=channel.group)
-    return out
+        work = dist.all_gather_into_tensor(out, x, group=channel.group, async_op=True)
+    else:
+        # ragged: each rank sends its own tokens to every other; no padding to the longest
+        sent = [x.shape[0]] * channel.size
+        x = x.repeat(channel.size, *[1] * (x.dim() - 1))
+        work = dist.all_to_all_single(out, x, tokens, sent, group=channel.group, async_op=True)
+    return Sent(work, (x, out), lambda: widened(out) if arrive_wide else out)
 
 
-def _reduce_scatter(x: Tensor, tokens: list[int], channel: Channel, *, backward: bool) -> Tensor:
-    """In fp32, whatever the type of ``x``; fp64 stays."""
+def _reduce_scatter(x: Tensor, tokens: list[int], channel: Channel, dtype: torch.dtype, *, backward: bool) -> Sent:
+    """In fp32, whatever the type of ``x``; fp64 stays. What arrives is of type ``dtype``."""
     x = widened(x).contiguous()
     mine = tokens[channel.rank]
     channel.count(x.numel() - x[:mine].numel(), x, backward=backward)
     if len(set(tokens)) == 1:
         out = x.new_empty((mine, *x.shape[1:]))
-        dist.reduce_scatter_tensor(out, x, group=channel.group)
-        return out
+        work = dist.reduce_scatter_tensor(out, x, group=channel.group, async_op=True)
+        return Sent(work, (x, out), lambda: out.to(dtype))
     parts = x.new_empty((channel.size * mine, *x.shape[1:]))
-    dist.all_to_all_single(parts, x, [mine] * channel.size, tokens, group=channel.group)
-    return parts.view(channel.size, mine, *x.shape[1:]).sum(dim=0)
+    work = dist.all_to_all_single(parts, x, [mine] * channel.size, tokens, group=channel.group, async_op=True)
+    return Sent(work, (x, parts), lambda: parts.view(channel.size, mine, *x.shape[1:]).sum(dim=0).to(dtype))

@@ -9,6 +9,7 @@ from ultramem_megatron.errors import PlanError
 from ultramem_megatron.planning.cluster import ClusterSpec
 from ultramem_megatron.planning.enumerate import candidates_of
 from ultramem_megatron.planning.memory_cost import rank_memory
+from ultramem_megatron.planning.messages import predicted_messages
 from ultramem_megatron.planning.paper_cost import (
     paper_break_even_value_dim,
     paper_dimension_wise_bytes,
@@ -88,6 +89,7 @@ def choose_plan(
             pending_per_micro_batch=max(workload.pending_bytes),
         ),
         predicted_seconds=_predicted_seconds(problem, chosen),
+        predicted_messages=predicted_messages(problem, chosen),
         memory=chosen.memory,
         candidates=tuple(candidates),
         verdict_by_bytes=min(feasible, key=_by_bytes).partition,

@@ -16,6 +16,9 @@ POOL_FORWARD_PASSES = 2
 """Over the picked rows in fp32: written by the reading, read by the sum."""
 POOL_BACKWARD_PASSES = 3
 """Read for the gradient of the scores; the rows' gradients written, and read when they are added."""
+WEIGH_PASSES = 4
+"""At the owners, of rows by their scores: written when read, read and written when weighed, read when added. Backward
+as much for the scores' gradient, and as much for the rows'."""
 SORT_BYTES_PER_PICK = 128
 """A radix sort of a number and its place: 4 passes that read and write 12 bytes, then places and counts."""
 LAUNCHES = 10
@@ -111,21 +114,24 @@ def _by_rows(profile: ClusterProfile, shape: LookupShape, node_size: int, factor
 
 
 def _pooled_by_owners(profile: ClusterProfile, shape: LookupShape, factor: float) -> list[Part]:
-    """Owners read and sum the picks of others, and read them again in the backward pass."""
-    picks = shape.tokens * shape.picks
-    row_bytes = shape.value_dim * shape.element_bytes
+    """Owners read the picks of others, weigh them and add them to the sums of their groups; in the backward pass they
+    read them again, and for each the gradient of its group."""
+    picks, busiest = shape.tokens * shape.picks, factor * shape.tokens * shape.picks
+    row_bytes, sum_bytes = (b * shape.value_dim for b in (shape.element_bytes, FP32_BYTES))
     return [
         stream_part(profile, Pass.FORWARD, Phase.DISPATCH, SORT_BYTES_PER_PICK * picks, "sort_picks"),
-        gather_part(profile, Pass.FORWARD, Phase.LOOKUP, factor * picks, row_bytes),
-        _pool(profile, Pass.FORWARD, Phase.LOOKUP, shape, factor),
-        gather_part(profile, Pass.BACKWARD, Phase.LOOKUP, factor * picks, row_bytes),
-        _pool(profile, Pass.BACKWARD, Phase.LOOKUP, shape, factor),
-        scatter_part(profile, Pass.BACKWARD, Phase.LOOKUP, factor * picks, shape.value_dim * FP32_BYTES),
+        gather_part(profile, Pass.FORWARD, Phase.LOOKUP, busiest, row_bytes),
+        stream_part(profile, Pass.FORWARD, Phase.LOOKUP, WEIGH_PASSES * sum_bytes * busiest, "weigh_picks"),
+        scatter_part(profile, Pass.FORWARD, Phase.LOOKUP, busiest, sum_bytes),
+        gather_part(profile, Pass.BACKWARD, Phase.LOOKUP, busiest, row_bytes),
+        gather_part(profile, Pass.BACKWARD, Phase.LOOKUP, busiest, sum_bytes),
+        stream_part(profile, Pass.BACKWARD, Phase.LOOKUP, 2 * WEIGH_PASSES * sum_bytes * busiest, "weigh_picks"),
+        scatter_part(profile, Pass.BACKWARD, Phase.LOOKUP, busiest, sum_bytes),
     ]
 
 
-def _pool(profile: ClusterProfile, which: Pass, phase: Phase, shape: LookupShape, factor: float = 1.0) -> Part:
+def _pool(profile: ClusterProfile, which: Pass, phase: Phase, shape: LookupShape) -> Part:
     """The weighted sum over picks."""
     passes = POOL_FORWARD_PASSES if which is Pass.FORWARD else POOL_BACKWARD_PASSES
-    elements = factor * shape.tokens * shape.picks * shape.value_dim
+    elements = shape.tokens * shape.picks * shape.value_dim
     return stream_part(profile, which, phase, passes * FP32_BYTES * elements, "sum_picks")

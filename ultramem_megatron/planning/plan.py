@@ -175,6 +175,15 @@ class PredictedSeconds(_Record):
     """Half width of the interval around forward, backward and synchronisation of a step."""
 
 
+class PredictedMessage(_Record):
+    """One collective of one table in one micro-batch."""
+
+    num_bytes: float
+    """That one rank sends to others."""
+
+    seconds: float
+
+
 class PaperVerdict(_Record):
     """Forward bytes per token and rank by the formulas of the UltraMem paper, section 4."""
 
@@ -222,6 +231,9 @@ class Plan(_Record):
     placements: tuple[TablePlacement, ...]
     predicted: PredictedBytes
     predicted_seconds: PredictedSeconds = PredictedSeconds()
+    predicted_messages: dict[str, PredictedMessage] = {}
+    """``forward.rows`` and so on -> what is expected of it."""
+
     usable_memory_bytes: int
     """What the tensors of a rank may take."""
 

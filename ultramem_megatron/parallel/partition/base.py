@@ -3,11 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from ultramem_megatron.parallel.channel import Channel
+from ultramem_megatron.parallel.underway import finish
 
 # Letters: N rows of the table, V value dimension, n and v this rank's share of them, T tokens on this rank,
 #          K picks per token, E blocks, h score cores, P ranks of the ``mem`` group.
@@ -61,8 +62,13 @@ class ValuePartition(ABC):
     """How one value table is split over the ``mem`` group. It offers two operations, the lookup and the inner products.
 
     The three phases of a lookup are ``dispatch``, ``lookup``, ``combine``; those of the inner products have the same
-    names with ``_products`` after them. Only the outer two communicate.
+    names with ``_products`` after them. Only the outer two communicate: they are coroutines (``underway.py``), and
+    where they ``await``, what they have begun travels while their owner does something else.
     """
+
+    waits: ClassVar[int] = 0
+    """How often a lookup awaits something, and inner products as often: over so many stretches of other work either can
+    be spread."""
 
     def __init__(self, table: TableShape, channel: Channel) -> None:
         self.table = table
@@ -73,7 +79,7 @@ class ValuePartition(ABC):
         """What ``rank`` of the ``mem`` group holds. No communication."""
 
     @abstractmethod
-    def dispatch(self, picks: Picks, tokens: Sequence[int]) -> Any:
+    async def dispatch(self, picks: Picks, tokens: Sequence[int]) -> Any:
         """Bring the picks to where their rows can be read. Collective over ``mem``.
 
         Args:
@@ -86,7 +92,7 @@ class ValuePartition(ABC):
         """Read this rank's part of the rows. No communication."""
 
     @abstractmethod
-    def combine(self, found: Tensor, dispatched: Any) -> Tensor:
+    async def combine(self, found: Tensor, dispatched: Any) -> Tensor:
         """Bring the results home and pool them. Collective over ``mem``.
 
         Returns:
@@ -95,7 +101,7 @@ class ValuePartition(ABC):
         """
 
     @abstractmethod
-    def dispatch_products(self, rows_TK: Tensor, vectors_TV: Tensor, tokens: Sequence[int]) -> Any:
+    async def dispatch_products(self, rows_TK: Tensor, vectors_TV: Tensor, tokens: Sequence[int]) -> Any:
         """Bring row numbers and vectors to where they meet the rows. Collective over ``mem``."""
 
     @abstractmethod
@@ -103,16 +109,18 @@ class ValuePartition(ABC):
         """Read this rank's part of the rows, and multiply those whose vectors are here. No communication."""
 
     @abstractmethod
-    def combine_products(self, found: Tensor, dispatched: Any) -> Tensor:
+    async def combine_products(self, found: Tensor, dispatched: Any) -> Tensor:
         """Bring the results home. Collective over ``mem``."""
 
-    def __call__(self, shard_nv: Tensor, picks: Picks, tokens: Sequence[int]) -> Tensor:
-        """The whole lookup, one phase after the other."""
-        dispatched = self.dispatch(picks, tokens)
-        return self.combine(self.lookup(shard_nv, dispatched), dispatched)
+    async def look_up(self, shard_nv: Tensor, picks: Picks, tokens: Sequence[int]) -> Tensor:
+        """The whole lookup; arguments as of ``dispatch``, result as of ``combine``."""
+        dispatched = await self.dispatch(picks, tokens)
+        with self.channel.timeline.phase("lookup"):
+            found = self.lookup(shard_nv, dispatched)
+        return await self.combine(found, dispatched)
 
-    def inner_products(self, shard_nv: Tensor, rows_TK: Tensor, vectors_TV: Tensor, tokens: Sequence[int]) -> Tensor:
-        """For each pick the inner product of its row with its token's vector, one phase after the other. Collective.
+    async def multiply(self, shard_nv: Tensor, rows_TK: Tensor, vectors_TV: Tensor, tokens: Sequence[int]) -> Tensor:
+        """For each pick the inner product of its row with its token's vector. Collective.
 
         UltraMemV2's pre-values are such a table (arXiv 2508.18756, eq. 15). Blocks and cores play no part.
 
@@ -125,8 +133,18 @@ class ValuePartition(ABC):
         Returns:
             products_TK, multiplied and summed in fp32 and left so. Differentiable in shard and vectors.
         """
-        dispatched = self.dispatch_products(rows_TK, vectors_TV, tokens)
-        return self.combine_products(self.lookup_products(shard_nv, dispatched), dispatched)
+        dispatched = await self.dispatch_products(rows_TK, vectors_TV, tokens)
+        with self.channel.timeline.phase("lookup of products"):
+            found = self.lookup_products(shard_nv, dispatched)
+        return await self.combine_products(found, dispatched)
+
+    def __call__(self, shard_nv: Tensor, picks: Picks, tokens: Sequence[int]) -> Tensor:
+        """``look_up``, with nothing in between."""
+        return finish(self.look_up(shard_nv, picks, tokens))
+
+    def inner_products(self, shard_nv: Tensor, rows_TK: Tensor, vectors_TV: Tensor, tokens: Sequence[int]) -> Tensor:
+        """``multiply``, with nothing in between."""
+        return finish(self.multiply(shard_nv, rows_TK, vectors_TV, tokens))
 
 
 def even_range(total: int, parts: int, index: int) -> range:

@@ -12,7 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ultramem_megatron.parallel.collectives import all_gather_tokens, all_to_all, reduce_scatter_tokens
+from ultramem_megatron.parallel.collectives import (
+    begin_all_gather_tokens,
+    begin_all_to_all,
+    begin_reduce_scatter_tokens,
+)
+from ultramem_megatron.parallel.exchange import Exchange, Together
 from ultramem_megatron.parallel.partition.base import Picks, Shard, ValuePartition, even_range
 from ultramem_megatron.parallel.partition.pooling import multiply_rows, pool, read_rows
 
@@ -45,16 +50,21 @@ class GatheredVectors:
 class DimensionWise(ValuePartition):
     """Columns split over the group; P must divide the value dimension."""
 
+    waits = 2  # picks and scores there, pieces back
+
     def shard(self, rank: int) -> Shard:
         assert self.table.value_dim % self.channel.size == 0, "the planner offers only divisors of value_dim"
         return Shard(range(self.table.num_rows), even_range(self.table.value_dim, self.channel.size, rank))
 
-    def dispatch(self, picks: Picks, tokens: Sequence[int]) -> GatheredPicks:
-        gather = lambda x: all_gather_tokens(x, tokens, self.channel)  # noqa: E731
-        rows_GK = gather(picks.rows_TK)
+    async def dispatch(self, picks: Picks, tokens: Sequence[int]) -> GatheredPicks:
         # with one block there is nothing to tell
-        blocks_GK = gather(picks.blocks_TK) if self.table.blocks > 1 else torch.zeros_like(rows_GK)
-        scores_GhK = gather(picks.scores_hTK.transpose(0, 1))
+        blocks = [self._gather(picks.blocks_TK, tokens, "blocks")] if self.table.blocks > 1 else []
+        rows_GK, scores_GhK, *given = await Together(
+            self._gather(picks.rows_TK, tokens, "row numbers"),
+            self._gather(picks.scores_hTK.transpose(0, 1), tokens, "scores"),
+            *blocks,
+        )
+        blocks_GK = given[0] if given else torch.zeros_like(rows_GK)
         return GatheredPicks(rows_GK, blocks_GK, scores_GhK.transpose(0, 1), list(tokens))
 
     def lookup(self, shard_nv: Tensor, dispatched: GatheredPicks) -> Tensor:
@@ -69,23 +79,29 @@ class DimensionWise(ValuePartition):
             self.table.value_dim,
         )
 
-    def combine(self, found: Tensor, dispatched: GatheredPicks) -> Tensor:
+    async def combine(self, found: Tensor, dispatched: GatheredPicks) -> Tensor:
         ranks, mine = self.channel.size, dispatched.tokens[self.channel.rank]
-        pieces = all_to_all(found, dispatched.tokens, [mine] * ranks, self.channel)
+        pieces = await begin_all_to_all(found, dispatched.tokens, [mine] * ranks, self.channel, "pieces")
         # no -1: it is ambiguous on a rank without tokens
         pieces_PTEv = pieces.view(ranks, mine, self.table.blocks, self.table.value_dim // ranks)
         return pieces_PTEv.permute(1, 2, 0, 3).reshape(mine, self.table.blocks, self.table.value_dim)
 
-    def dispatch_products(self, rows_TK: Tensor, vectors_TV: Tensor, tokens: Sequence[int]) -> GatheredVectors:
-        rows_GK = all_gather_tokens(rows_TK, tokens, self.channel)
+    async def dispatch_products(self, rows_TK: Tensor, vectors_TV: Tensor, tokens: Sequence[int]) -> GatheredVectors:
         ranks, mine = self.channel.size, tokens[self.channel.rank]
         width = self.table.value_dim // ranks
         slices_PTv = vectors_TV.reshape(mine, ranks, width).transpose(0, 1)
         slices = slices_PTv.reshape(ranks * mine, width)
-        return GatheredVectors(rows_GK, all_to_all(slices, [mine] * ranks, tokens, self.channel), list(tokens))
+        rows_GK, vectors_Gv = await Together(
+            self._gather(rows_TK, tokens, "row numbers"),
+            begin_all_to_all(slices, [mine] * ranks, tokens, self.channel, "vectors"),
+        )
+        return GatheredVectors(rows_GK, vectors_Gv, list(tokens))
 
     def lookup_products(self, shard_nv: Tensor, dispatched: GatheredVectors) -> Tensor:
         return multiply_rows(shard_nv, dispatched.rows_GK, dispatched.vectors_Gv)
 
-    def combine_products(self, found: Tensor, dispatched: GatheredVectors) -> Tensor:
-        return reduce_scatter_tokens(found, dispatched.tokens, self.channel)
+    async def combine_products(self, found: Tensor, dispatched: GatheredVectors) -> Tensor:
+        return await begin_reduce_scatter_tokens(found, dispatched.tokens, self.channel, "partial products")
+
+    def _gather(self, x: Tensor, tokens: Sequence[int], name: str) -> Exchange:
+        return begin_all_gather_tokens(x, tokens, self.channel, name)

@@ -11,8 +11,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ultramem_megatron.parallel.channel import Channel
-from ultramem_megatron.parallel.partition.base import Picks, Shard, TableShape, ValuePartition
+from ultramem_megatron.parallel.partition.base import Picks, Shard, ValuePartition
 from ultramem_megatron.parallel.partition.dimension_wise import DimensionWise, GatheredPicks, GatheredVectors
 from ultramem_megatron.parallel.partition.number_wise import NumberWise, RowRequests
 
@@ -23,41 +22,48 @@ from ultramem_megatron.parallel.partition.number_wise import NumberWise, RowRequ
 class Grid(ValuePartition):
     """Columns split inside a node, whose L ranks must divide the value dimension; rows split between nodes."""
 
-    def __init__(self, table: TableShape, channel: Channel) -> None:
-        super().__init__(table, channel)
-        self.columns = DimensionWise(table, channel.inside)
-        self.rows = NumberWise(table, channel.across)
+    waits = DimensionWise.waits + NumberWise.waits
+
+    @property
+    def columns(self) -> DimensionWise:
+        """The table over the ranks of this node."""
+        return DimensionWise(self.table, self.channel.inside)
+
+    @property
+    def rows(self) -> NumberWise:
+        """The table over the ranks of this place in all nodes."""
+        return NumberWise(self.table, self.channel.across)
 
     def shard(self, rank: int) -> Shard:
         node, place = divmod(rank, self.columns.channel.size)
         return Shard(self.rows.shard(node).rows, self.columns.shard(place).columns)
 
-    def dispatch(self, picks: Picks, tokens: Sequence[int]) -> RowRequests[GatheredPicks]:
-        gathered = self.columns.dispatch(picks, self._of_node(tokens))
-        return self.rows.request(gathered.rows_GK, gathered)
+    async def dispatch(self, picks: Picks, tokens: Sequence[int]) -> RowRequests[GatheredPicks]:
+        gathered = await self.columns.dispatch(picks, self._of_node(tokens))
+        return await self.rows.request(gathered.rows_GK, gathered)
 
     def lookup(self, shard_nv: Tensor, dispatched: RowRequests[GatheredPicks]) -> Tensor:
         return self.rows.lookup(shard_nv, dispatched)
 
-    def combine(self, found: Tensor, dispatched: RowRequests[GatheredPicks]) -> Tensor:
-        rows_Uv = self.rows.send_back(found, dispatched)
+    async def combine(self, found: Tensor, dispatched: RowRequests[GatheredPicks]) -> Tensor:
+        rows_Uv = await self.rows.send_back(found, dispatched)
         # these rows are to the node what all rows are to a group that is split dimension-wise
         here = replace(dispatched.home, rows_GK=dispatched.place_TK)
-        return self.columns.combine(self.columns.lookup(rows_Uv, here), here)
+        return await self.columns.combine(self.columns.lookup(rows_Uv, here), here)
 
-    def dispatch_products(
+    async def dispatch_products(
         self, rows_TK: Tensor, vectors_TV: Tensor, tokens: Sequence[int]
     ) -> RowRequests[GatheredVectors]:
-        gathered = self.columns.dispatch_products(rows_TK, vectors_TV, self._of_node(tokens))
-        return self.rows.request(gathered.rows_GK, gathered)
+        gathered = await self.columns.dispatch_products(rows_TK, vectors_TV, self._of_node(tokens))
+        return await self.rows.request(gathered.rows_GK, gathered)
 
     def lookup_products(self, shard_nv: Tensor, dispatched: RowRequests[GatheredVectors]) -> Tensor:
         return self.rows.lookup_products(shard_nv, dispatched)
 
-    def combine_products(self, found: Tensor, dispatched: RowRequests[GatheredVectors]) -> Tensor:
-        rows_Uv = self.rows.send_back(found, dispatched)
+    async def combine_products(self, found: Tensor, dispatched: RowRequests[GatheredVectors]) -> Tensor:
+        rows_Uv = await self.rows.send_back(found, dispatched)
         here = replace(dispatched.home, rows_GK=dispatched.place_TK)
-        return self.columns.combine_products(self.columns.lookup_products(rows_Uv, here), here)
+        return await self.columns.combine_products(self.columns.lookup_products(rows_Uv, here), here)
 
     def _of_node(self, tokens: Sequence[int]) -> Sequence[int]:
         """Of the tokens of every rank of the group, those of this node's."""

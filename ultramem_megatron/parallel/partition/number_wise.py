@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-import torch
 from torch import Tensor
 
-from ultramem_megatron.parallel.collectives import all_to_all, exchange_sizes
+from ultramem_megatron.parallel.collectives import begin_all_to_all
+from ultramem_megatron.parallel.exchange import Exchange
+from ultramem_megatron.parallel.host_numbers import SizesUnderWay
 from ultramem_megatron.parallel.partition.base import Picks, Shard, ValuePartition, even_range
 from ultramem_megatron.parallel.partition.distinct import distinct_rows
 from ultramem_megatron.parallel.partition.pooling import multiply_rows, pool, read_rows
@@ -42,40 +43,43 @@ class RowRequests(Generic[Home]):
 class NumberWise(ValuePartition):
     """Rows split over the group."""
 
+    waits = 3  # how many rows, which rows, the rows
+
     def shard(self, rank: int) -> Shard:
         return Shard(even_range(self.table.num_rows, self.channel.size, rank), range(self.table.value_dim))
 
-    def dispatch(self, picks: Picks, tokens: Sequence[int]) -> RowRequests[Picks]:
-        return self.request(picks.rows_TK, picks)
+    async def dispatch(self, picks: Picks, tokens: Sequence[int]) -> RowRequests[Picks]:
+        return await self.request(picks.rows_TK, picks)
 
     def lookup(self, shard_nv: Tensor, dispatched: RowRequests[Any]) -> Tensor:
         return read_rows(shard_nv, dispatched.asked_A)
 
-    def combine(self, found: Tensor, dispatched: RowRequests[Picks]) -> Tensor:
+    async def combine(self, found: Tensor, dispatched: RowRequests[Picks]) -> Tensor:
         # not by indexing, whose gradient would be summed in the type of the rows
-        rows_TKV = read_rows(self.send_back(found, dispatched), dispatched.place_TK)
+        rows_TKV = read_rows(await self.send_back(found, dispatched), dispatched.place_TK)
         picks, value_dim = dispatched.home, self.table.value_dim
         return pool(rows_TKV, picks.blocks_TK, picks.scores_hTK, self.table.blocks, range(value_dim), value_dim)
 
-    def dispatch_products(self, rows_TK: Tensor, vectors_TV: Tensor, tokens: Sequence[int]) -> RowRequests[Tensor]:
-        return self.request(rows_TK, vectors_TV)
+    async def dispatch_products(
+        self, rows_TK: Tensor, vectors_TV: Tensor, tokens: Sequence[int]
+    ) -> RowRequests[Tensor]:
+        return await self.request(rows_TK, vectors_TV)
 
     def lookup_products(self, shard_nv: Tensor, dispatched: RowRequests[Any]) -> Tensor:
         return self.lookup(shard_nv, dispatched)
 
-    def combine_products(self, found: Tensor, dispatched: RowRequests[Tensor]) -> Tensor:
-        return multiply_rows(self.send_back(found, dispatched), dispatched.place_TK, dispatched.home)
+    async def combine_products(self, found: Tensor, dispatched: RowRequests[Tensor]) -> Tensor:
+        return multiply_rows(await self.send_back(found, dispatched), dispatched.place_TK, dispatched.home)
 
-    def request(self, rows_TK: Tensor, home: Home) -> RowRequests[Home]:
+    async def request(self, rows_TK: Tensor, home: Home) -> RowRequests[Home]:
         """Ask the owners of these rows for each once. Collective."""
         distinct = distinct_rows(rows_TK, self.table.num_rows, self.channel.size)
-        asked_P = exchange_sizes(distinct.counts_P, self.channel)
-        sent, asked = torch.stack([distinct.counts_P, asked_P]).tolist()  # the operation's one wait for the device
+        sent, asked = await SizesUnderWay(distinct.counts_P, self.channel)  # the operation's one wait for the device
         self.channel.traffic.served_requests += sum(asked)
-        asked_A = all_to_all(distinct.rows_R[: sum(sent)], sent, asked, self.channel)
+        asked_A = await begin_all_to_all(distinct.rows_R[: sum(sent)], sent, asked, self.channel, "row numbers")
         asked_A = asked_A - self.shard(self.channel.rank).rows.start
         return RowRequests(home, distinct.place_TK, asked_A, sent, asked)
 
-    def send_back(self, found: Tensor, requests: RowRequests[Any]) -> Tensor:
+    def send_back(self, found: Tensor, requests: RowRequests[Any]) -> Exchange:
         """[U, V], the rows that this rank asked for, in ascending order."""
-        return all_to_all(found, requests.asked, requests.sent, self.channel)
+        return begin_all_to_all(found, requests.asked, requests.sent, self.channel, "rows")

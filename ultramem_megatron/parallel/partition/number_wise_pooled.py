@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ultramem_megatron.parallel.collectives import all_to_all, exchange_sizes
+from ultramem_megatron.parallel.collectives import begin_all_to_all
+from ultramem_megatron.parallel.exchange import Exchange, Together
+from ultramem_megatron.parallel.host_numbers import SizesUnderWay
 from ultramem_megatron.parallel.partition.base import Picks, Shard, ValuePartition, even_range
 from ultramem_megatron.parallel.partition.by_owner import PicksByOwner, read_marks, sort_by_owner
 from ultramem_megatron.parallel.partition.grouped import multiply_groups, pool_groups
@@ -53,52 +55,66 @@ class Errand:
 class NumberWisePooled(ValuePartition):
     """Rows split over the group, pooled where they are."""
 
+    waits = 3  # how many picks, the picks with their scores, the sums
+
     def shard(self, rank: int) -> Shard:
         return Shard(even_range(self.table.num_rows, self.channel.size, rank), range(self.table.value_dim))
 
-    def dispatch(self, picks: Picks, tokens: Sequence[int]) -> Errand:
+    async def dispatch(self, picks: Picks, tokens: Sequence[int]) -> Errand:
         blocks = self.table.blocks
         token_T1 = torch.arange(picks.rows_TK.shape[0], device=picks.rows_TK.device).unsqueeze(1)
         key_TK = token_T1 * blocks + (picks.blocks_TK if blocks > 1 else torch.zeros_like(picks.rows_TK))
-        home, sizes, rows_A, group_A = self._send_picks(picks.rows_TK, key_TK, blocks * picks.rows_TK.shape[0])
+        home, sizes = await self._find_owners(picks.rows_TK, key_TK, blocks * picks.rows_TK.shape[0])
         scores_Rh = picks.scores_hTK.flatten(1).transpose(0, 1).index_select(0, home.order_R)
-        scores_Ah = all_to_all(scores_Rh, sizes.sent_picks, sizes.asked_picks, self.channel)
-        return Errand(rows_A, group_A, scores_Ah, home, sizes, picks.rows_TK.shape)
+        scores = begin_all_to_all(scores_Rh, sizes.sent_picks, sizes.asked_picks, self.channel, "scores")
+        marked_A, scores_Ah = await Together(self._send_rows(home, sizes), scores)
+        return self._errand(marked_A, scores_Ah, home, sizes, picks.rows_TK.shape)
 
     def lookup(self, shard_nv: Tensor, dispatched: Errand) -> Tensor:
         groups = sum(dispatched.sizes.asked_groups)
         return pool_groups(shard_nv, dispatched.rows_A, dispatched.group_A, dispatched.given, groups)
 
-    def combine(self, found: Tensor, dispatched: Errand) -> Tensor:
+    async def combine(self, found: Tensor, dispatched: Errand) -> Tensor:
         sizes, tokens = dispatched.sizes, dispatched.shape_TK[0]
-        parts_UV = widened(all_to_all(found, sizes.asked_groups, sizes.sent_groups, self.channel))
+        parts_UV = widened(
+            await begin_all_to_all(found, sizes.asked_groups, sizes.sent_groups, self.channel, "partial sums")
+        )
         pooled = parts_UV.new_zeros((tokens * self.table.blocks, self.table.value_dim))
         pooled = pooled.index_add(0, dispatched.home.key_R[: len(parts_UV)], parts_UV)
         return pooled.view(tokens, self.table.blocks, self.table.value_dim).to(found.dtype)
 
-    def dispatch_products(self, rows_TK: Tensor, vectors_TV: Tensor, tokens: Sequence[int]) -> Errand:
+    async def dispatch_products(self, rows_TK: Tensor, vectors_TV: Tensor, tokens: Sequence[int]) -> Errand:
         token_TK = torch.arange(rows_TK.shape[0], device=rows_TK.device).unsqueeze(1).expand(rows_TK.shape)
-        home, sizes, rows_A, group_A = self._send_picks(rows_TK, token_TK, rows_TK.shape[0])
+        home, sizes = await self._find_owners(rows_TK, token_TK, rows_TK.shape[0])
         # read_rows: a vector's gradients from its owners are summed in fp32
         vectors_UV = read_rows(vectors_TV, home.key_R[: sum(sizes.sent_groups)])
-        vectors_GV = all_to_all(vectors_UV, sizes.sent_groups, sizes.asked_groups, self.channel)
-        return Errand(rows_A, group_A, vectors_GV, home, sizes, rows_TK.shape)
+        vectors = begin_all_to_all(vectors_UV, sizes.sent_groups, sizes.asked_groups, self.channel, "vectors")
+        marked_A, vectors_GV = await Together(self._send_rows(home, sizes), vectors)
+        return self._errand(marked_A, vectors_GV, home, sizes, rows_TK.shape)
 
     def lookup_products(self, shard_nv: Tensor, dispatched: Errand) -> Tensor:
         return multiply_groups(shard_nv, dispatched.rows_A, dispatched.group_A, dispatched.given)
 
-    def combine_products(self, found: Tensor, dispatched: Errand) -> Tensor:
+    async def combine_products(self, found: Tensor, dispatched: Errand) -> Tensor:
         sizes, order_R = dispatched.sizes, dispatched.home.order_R
-        products_R = all_to_all(found, sizes.asked_picks, sizes.sent_picks, self.channel)
+        products_R = await begin_all_to_all(found, sizes.asked_picks, sizes.sent_picks, self.channel, "products")
         return torch.zeros_like(products_R).index_copy(0, order_R, products_R).view(dispatched.shape_TK)
 
-    def _send_picks(self, rows_TK: Tensor, key_TK: Tensor, num_keys: int) -> tuple[PicksByOwner, Sizes, Tensor, Tensor]:
-        """Row numbers to their owners: this rank's picks in order, all sizes, and rows_A and group_A that came."""
+    async def _find_owners(self, rows_TK: Tensor, key_TK: Tensor, num_keys: int) -> tuple[PicksByOwner, Sizes]:
+        """This rank's picks in the order of their owners, and how many of each rank's meet where."""
         home = sort_by_owner(rows_TK, key_TK, num_keys, self.table.num_rows, self.channel.size)
-        asked_P2 = exchange_sizes(home.sizes_P2, self.channel)
         # the operation's one wait for the device
-        sizes = Sizes(*torch.cat([home.sizes_P2, asked_P2], dim=1).T.tolist())
+        sent_P2, asked_P2 = await SizesUnderWay(home.sizes_P2, self.channel)
+        (sent_picks, sent_groups), (asked_picks, asked_groups) = zip(*sent_P2, strict=True), zip(*asked_P2, strict=True)
+        sizes = Sizes(list(sent_picks), list(sent_groups), list(asked_picks), list(asked_groups))
         self.channel.traffic.served_requests += sum(sizes.asked_picks)
-        marked_A = all_to_all(home.marked_rows_R, sizes.sent_picks, sizes.asked_picks, self.channel)
+        return home, sizes
+
+    def _send_rows(self, home: PicksByOwner, sizes: Sizes) -> Exchange:
+        return begin_all_to_all(home.marked_rows_R, sizes.sent_picks, sizes.asked_picks, self.channel, "row numbers")
+
+    def _errand(
+        self, marked_A: Tensor, given: Tensor, home: PicksByOwner, sizes: Sizes, shape_TK: torch.Size
+    ) -> Errand:
         rows_A, group_A = read_marks(marked_A)
-        return home, sizes, rows_A - self.shard(self.channel.rank).rows.start, group_A
+        return Errand(rows_A - self.shard(self.channel.rank).rows.start, group_A, given, home, sizes, shape_TK)

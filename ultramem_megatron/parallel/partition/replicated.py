@@ -14,22 +14,24 @@ class Replicated(ValuePartition):
     def shard(self, rank: int) -> Shard:
         return Shard(range(self.table.num_rows), range(self.table.value_dim))
 
-    def dispatch(self, picks: Picks, tokens: Sequence[int]) -> Picks:
+    async def dispatch(self, picks: Picks, tokens: Sequence[int]) -> Picks:
         return picks
 
     def lookup(self, shard_nv: Tensor, dispatched: Picks) -> Tensor:
         return read_rows(shard_nv, dispatched.rows_TK)
 
-    def combine(self, found: Tensor, dispatched: Picks) -> Tensor:
+    async def combine(self, found: Tensor, dispatched: Picks) -> Tensor:
         value_dim = self.table.value_dim
         return pool(found, dispatched.blocks_TK, dispatched.scores_hTK, self.table.blocks, range(value_dim), value_dim)
 
-    def dispatch_products(self, rows_TK: Tensor, vectors_TV: Tensor, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
+    async def dispatch_products(
+        self, rows_TK: Tensor, vectors_TV: Tensor, tokens: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
         return rows_TK, vectors_TV
 
     def lookup_products(self, shard_nv: Tensor, dispatched: tuple[Tensor, Tensor]) -> Tensor:
         rows_TK, vectors_TV = dispatched
         return multiply_rows(shard_nv, rows_TK, vectors_TV)
 
-    def combine_products(self, found: Tensor, dispatched: tuple[Tensor, Tensor]) -> Tensor:
+    async def combine_products(self, found: Tensor, dispatched: tuple[Tensor, Tensor]) -> Tensor:
         return found
