@@ -55,13 +55,17 @@ def divisors(number: int) -> list[int]:
 
 
 def _places(partition: PartitionName, problem: Problem, ranks: int) -> list[GroupPlacement]:
-    """Spread out as well, where that is another thing. The nodes of a grid are neighbours."""
+    """Spread out as well, where that is another thing or asked for. The nodes of a grid are neighbours."""
     stage_ranks, node_ranks = problem.workload.stage_ranks, problem.cluster.gpus_per_node
     packed, spread = (
         mem_shape(one, ranks, stage_ranks, node_ranks) for one in (GroupPlacement.PACKED, GroupPlacement.SPREAD)
     )
-    both = packed != spread and ranks < stage_ranks and partition is not PartitionName.GRID
-    return [GroupPlacement.PACKED, GroupPlacement.SPREAD] if both else [GroupPlacement.PACKED]
+    asked_for = problem.config.memory.placement is GroupPlacement.SPREAD
+    if partition is PartitionName.GRID or (packed == spread and not asked_for):
+        return [GroupPlacement.PACKED]
+    # a group of the whole stage has nothing to spread over
+    whole = ranks == stage_ranks
+    return [GroupPlacement.SPREAD] if whole and asked_for else [GroupPlacement.PACKED, GroupPlacement.SPREAD]
 
 
 def _is_offered(partition: PartitionName, memory: MemoryConfig, cluster: ClusterSpec, ranks: int) -> bool:
