@@ -112,7 +112,7 @@ def test_a_rank_may_have_no_tokens(device: torch.device, name: PartitionName) ->
 
 @contextmanager
 def counted_waits() -> Iterator[list[str]]:
-    """What makes the host wait for the device meanwhile, collectives apart: reading from it, and waiting for an event."""
+    """What makes the host wait for the device meanwhile, collectives apart: to read from it, or for an event."""
     waits: list[str] = []
     wait_for_event = torch.cuda.Event.synchronize
 

@@ -15,7 +15,8 @@ from ultramem_megatron.testing.layouts import Layout, train_layout
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="forked ranks need a machine without CUDA")
 
 STEPS = 4
-SPLITS = [name for name in PARTITIONS if name is not PartitionName.REPLICATED]
+SPLITS = [name for name in PARTITIONS if name not in (PartitionName.REPLICATED, PartitionName.GRID)]
+"""A grid needs four ranks."""
 PRE_VALUES = ("memory.variant=ultramem_v2", "memory.pre_value_dim=16", "memory.key_layout=query_per_rank")
 DROPOUT = ("model.dropout=0.1", "memory.dropout=0.1")
 SEQUENCE = ("parallelism.tensor=2", "parallelism.sequence=true")
@@ -51,6 +52,7 @@ def test_every_partition(megatron: ModuleType, name: PartitionName) -> None:
 @pytest.mark.parametrize(
     "layout",
     [
+        split(PartitionName.GRID, "memory.node_size=2", ranks=4, processes=4),
         split(PartitionName.NUMBER_WISE, "training.recompute=full"),
         split(PartitionName.DIMENSION_WISE, "training.precision=bf16", *DROPOUT),
         split(PartitionName.NUMBER_WISE_POOLED, *PRE_VALUES),

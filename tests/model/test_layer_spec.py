@@ -28,8 +28,15 @@ def trace(models: Any, config: Any) -> dict[str, Any]:
 
         return hook
 
-    layer.register_forward_hook(keep_input("read"))
-    layer.register_forward_hook(keep_output("memory"))
+    look_up = layer.look_up
+
+    async def watched(x: Tensor) -> Tensor:
+        seen["read"] = x.detach().clone()
+        output = await look_up(x)
+        seen["memory"] = output.detach().clone()
+        return output  # type: ignore[no-any-return]
+
+    layer.look_up = watched
     for number, block in enumerate(chunk.decoder.layers, start=1):
         block.mlp.register_forward_hook(keep_input(f"mlp {number}"))
         block.register_forward_hook(keep_output(f"block {number}"))

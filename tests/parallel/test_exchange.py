@@ -66,8 +66,8 @@ def exchange_beside_work() -> tuple[list[str], Tensor, Tensor]:
 
 def test_the_reverse_travels_beside_the_same_work() -> None:
     for rank, (entries, y, grad) in enumerate(run_distributed(RANKS, exchange_beside_work)):
-        forward = ["begin rows", "attention", "MLP", "wait rows"]
-        assert entries == forward + ["begin rows back", "MLP back", "attention back", "wait rows back"]
+        assert entries[:4] == ["begin rows", "attention", "MLP", "wait rows"]
+        assert entries[4:] == ["begin rows back", "MLP back", "attention back", "wait rows back"]
         assert y.flatten().tolist() == [1.0, 2.0]
         assert grad.flatten().tolist() == [10.0, 11.0], rank
 

@@ -115,7 +115,7 @@ class MemoryLayer(nn.Module):
         return Picks(rows_TK, blocks_TK, scores_hTK.to(self.table.weight.dtype))
 
     def _draw_kept(self, x_sbD: Tensor) -> Tensor | None:
-        """Which entries of the output dropout keeps. Drawn first: blocks that run meanwhile draw from the same stream."""
+        """Which entries of the output dropout keeps. Drawn first, since blocks that run meanwhile may draw as well."""
         if self.dropout == 0 or not self.training:
             return None
         # each tensor-parallel rank has tokens of its own, so the numbers must differ

@@ -1,10 +1,10 @@
 """The memory lane: for a span a:b, a memory layer reads at block a and its result is added after block b.
 
-What lies between is dense compute, and the lookup's collectives run beside it. A lookup awaits something ``waits`` times
-(``ValuePartition.waits``); ``start`` begins it, ``advance`` is called after each stretch of dense compute, an attention or
-an MLP, and takes it on by one wait, ``finish`` takes the result. The last wait, for rows or sums, the largest of them, is
-left until the result is needed; where there are fewer stretches than waits, the first waits, for sizes and row numbers,
-are not spread but waited for at once. Backward the same stretches hide the same exchanges (``parallel/exchange.py``).
+What lies between is dense compute, and the lookup's collectives run beside it. A lookup waits for others several
+times (``ValuePartition.waits``). ``start`` begins it; ``advance``, called after each stretch of dense compute (an
+attention or an MLP), takes it on by one wait; ``finish`` takes the result. The last wait is for what weighs most, rows
+or sums: it is left until the result is needed. Where there are fewer stretches than waits, the first ones, for sizes
+and row numbers, are waited for at once. Backward, the same stretches hide the way back (``parallel/exchange.py``).
 
 A span may end on a later pipeline stage: the message to the next stage then carries the result behind the hidden
 state (``pack`` and ``unpack``); the lookup ends with its own stage.
@@ -49,8 +49,7 @@ class MemoryLane(nn.Module):
         super().__init__()
         self.layers = nn.ModuleDict({str(index): layer for index, layer in layers.items()})
         self.overlap, self._recompute = overlap, recompute
-        self._blocks = blocks
-        self._reads = {spans[index].read: index for index in layers}
+        self._reads = {spans[index].read: layer for index, layer in layers.items()}
         self._ends = {span.read: min(span.add, blocks.stop - 1) for span in spans}
         self._adds = {span.add for span in spans if span.add in blocks}
         self._receives = any(span.read < blocks.start <= span.add for span in spans)
@@ -85,13 +84,12 @@ class MemoryLane(nn.Module):
         """Block ``block`` (counted from 1) has its FFN input: begin the lookup of a span that reads here."""
         if not self.reads(block):
             return
-        layer = self.layers[str(self._reads[block])]
+        layer, stretches = self._reads[block], self._stretches(block)
         lookup = Underway(layer.look_up(normed_sbD))
-        # what will still be awaited when the last stretch begins is all that can be left
-        for _ in range(layer.waits - self._stretches(block)):
+        for _ in range(layer.waits - stretches):
             lookup.advance()
         self._pending = lookup
-        self._advances = min(layer.waits, self._stretches(block)) - 1
+        self._advances = min(layer.waits, stretches) - 1
 
     def advance(self) -> None:
         """A stretch of dense compute has been given out: take on what is under way."""

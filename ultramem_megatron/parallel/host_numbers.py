@@ -56,7 +56,7 @@ class _OnHost:
 class _FromDevice:
     """Copies on a stream of their own, so that the host waits for them alone.
 
-    Read from the main stream they would come after all that the device was given to do since, and it would then run dry.
+    Read from the main stream they would come after all that the device was given to do since; it would then run dry.
     """
 
     def __init__(self, work: dist.Work, numbers: Sequence[Tensor]) -> None:

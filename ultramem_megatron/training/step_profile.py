@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
+from torch.utils.hooks import RemovableHandle
 
 from ultramem_megatron.data.batch import Batch
 from ultramem_megatron.parallel.timeline import (
@@ -180,17 +182,30 @@ def _write_trace(state: TrainState, batch: list[Batch], timelines: dict[int, Rec
 @contextmanager
 def _named_blocks(state: TrainState) -> Iterator[None]:
     """Each block's forward pass as a range of its own."""
-    hooks = []
-    for chunk in state.chunks:
-        for block in chunk.decoder.layers:
-            range_ = record_function(f"block {block.layer_number}")
-            hooks.append(block.register_forward_pre_hook(lambda *_, range_=range_: range_.__enter__() and None))
-            hooks.append(block.register_forward_hook(lambda *_, range_=range_: range_.__exit__(None, None, None)))
+    hooks = [
+        hook
+        for chunk in state.chunks
+        for block in chunk.decoder.layers
+        for hook in _name_forward(block, f"block {block.layer_number}")
+    ]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _name_forward(module: nn.Module, name: str) -> list[RemovableHandle]:
+    open_ranges: list[record_function] = []
+
+    def enter(*_: Any) -> None:
+        open_ranges.append(record_function(name))
+        open_ranges[-1].__enter__()
+
+    def leave(*_: Any) -> None:
+        open_ranges.pop().__exit__(None, None, None)
+
+    return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
 
 
 def with_crossings(trace: dict[str, Any], crossings: dict[str, list[Crossing]]) -> dict[str, Any]:
