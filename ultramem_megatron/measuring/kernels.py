@@ -20,11 +20,11 @@ ELEMENT_BYTES = 4
 POOL_SHAPE = (256, 32)
 """Tokens and picks of a sum over picks."""
 SMALL_ROUNDS, SMALL_OPERATIONS, SMALL_ELEMENTS = 25, 4, 64
-"""Rounds of operations are timed together: one of them is shorter than what a barrier leaves of a common start."""
+"""Rounds of operations are timed together: one is shorter than what a barrier leaves of a common start."""
 
 
 def measure_stream(clock: Clock, schedule: Schedule) -> Measured:
-    """Seconds of reading ``batch_bytes`` and writing as many to memory that is new, as every operation of a lookup does:
+    """Seconds of reading ``batch_bytes`` and writing as many to memory that is new, as all operations of a lookup do:
     on CPUs its first touch costs more than the writing."""
     source = torch.zeros(schedule.batch_bytes // ELEMENT_BYTES, device=clock.device)
     return measure_in_turns({"scale": lambda: source * 2}, clock, schedule)["scale"]
@@ -77,7 +77,7 @@ def _scatter(table_nv: Tensor, rows: Tensor, batch: Tensor) -> Callable[[], obje
 
 
 def measure_pool(width: int, clock: Clock, schedule: Schedule) -> dict[str, float]:
-    """Seconds for each element of picked rows: ``pool.forward`` and ``pool.backward``, the gradients of rows and scores.
+    """Seconds for each element of picked rows: ``pool.forward``, and ``pool.backward`` to rows and scores.
 
     ``width``: elements of a row.
     """

@@ -104,6 +104,6 @@ def test_the_verb_prints_json_and_draws(tmp_path: Path) -> None:
     found = CliRunner().invoke(app, command)
     assert found.exit_code == 0, found.output
     scores = json.loads(found.stdout)["scores"]
-    assert [score["predictor"] for score in scores][0] == "time model"
+    assert scores[0]["predictor"] == "time model"
     assert len(scores[0]["choices"]) == 2
     assert picture.read_bytes().startswith(b"\x89PNG")
