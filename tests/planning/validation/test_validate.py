@@ -24,9 +24,7 @@ NUMBER, DIMENSION, POOLED = (
 
 def measured(partition: PartitionName, tokens: int, seconds: float) -> Measurement:
     times = Seconds(median=seconds, low=seconds, high=seconds)
-    shape = BenchShape(
-        ranks=4, tokens=tokens, top_m=8, value_dim=64, num_rows=4096, element_bytes=4, skew=Skew.UNIFORM
-    )
+    shape = BenchShape(ranks=4, tokens=tokens, top_m=8, value_dim=64, num_rows=4096, element_bytes=4, skew=Skew.UNIFORM)
     return Measurement(
         partition=partition,
         shape=shape,
