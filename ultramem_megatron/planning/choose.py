@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from ultramem_megatron.config.memory import GroupPlacement, PartitionName
+from ultramem_megatron.config.memory import PartitionName
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.errors import PlanError
 from ultramem_megatron.planning.cluster import ClusterSpec
@@ -22,27 +22,15 @@ from ultramem_megatron.planning.plan import (
     Plan,
     PredictedBytes,
     PredictedSeconds,
-    Rejection,
     TablePlacement,
     sha256_of,
     summarize_config,
 )
 from ultramem_megatron.planning.problem import Problem, pose
+from ultramem_megatron.planning.ranking import by_bytes, by_time, rank_candidates
 from ultramem_megatron.planning.remedies import dense_model_does_not_fit, nothing_fits
+from ultramem_megatron.planning.sensitivity import flips_of
 from ultramem_megatron.planning.workload import Workload
-
-# A tie in bytes goes to the earlier one: number-wise sends no scores, and needs no divisor of the row width.
-TIE_ORDER = (
-    PartitionName.NUMBER_WISE,
-    PartitionName.NUMBER_WISE_POOLED,
-    PartitionName.DIMENSION_WISE,
-    PartitionName.GRID,
-    PartitionName.REPLICATED,
-)
-
-
-TIE_FRACTION = 0.01
-"""Steps that differ by less are a tie: no model of this kind sees more."""
 
 
 def choose_plan(
@@ -72,10 +60,10 @@ def choose_plan(
     candidates, tied = rank_candidates(candidates_of(problem), cost_model, current)
     chosen = candidates[0]
     if not chosen.feasible:
-        raise PlanError(nothing_fits(config, candidates, cluster))
+        raise PlanError(nothing_fits(problem, candidates))
     workload, tables = problem.workload, problem.workload.busiest_stage_tables
     feasible = [c for c in candidates if c.feasible]
-    return Plan(
+    plan = Plan(
         **_identity(problem, cost_model),
         memory_parallel_size=chosen.parallel_size,
         memory_placement=chosen.placement,
@@ -92,63 +80,12 @@ def choose_plan(
         predicted_messages=predicted_messages(problem, chosen),
         memory=chosen.memory,
         candidates=tuple(candidates),
-        verdict_by_bytes=min(feasible, key=_by_bytes).partition,
-        verdict_by_time=min(feasible, key=_by_time).partition,
+        verdict_by_bytes=min(feasible, key=by_bytes).partition,
+        verdict_by_time=min(feasible, key=by_time).partition,
         tied_with=tuple(c.label for c in tied),
         paper_verdict=_paper_verdict(workload, chosen.parallel_size),
     )
-
-
-def rank_candidates(
-    candidates: list[Candidate], cost_model: CostModel, current: Plan | None = None
-) -> tuple[list[Candidate], list[Candidate]]:
-    """Best first, what is out last; and those that tie with the first.
-
-    Among steps that are equally long the current layout wins, then the one that keeps the links least busy.
-    """
-    if cost_model is CostModel.BYTES:
-        ranked = sorted(candidates, key=_by_bytes)
-        best = ranked[0]
-        level = [c for c in ranked if c.feasible and c.bytes_per_step == best.bytes_per_step]
-        # where the ranks are makes no difference to bytes
-        level = [c for c in level if c.placement is best.placement]
-    else:
-        ranked = sorted(candidates, key=_by_time)
-        limit = ranked[0].step_seconds * (1 + TIE_FRACTION)
-        level = [c for c in ranked if c.feasible and c.step_seconds <= limit]
-        level.sort(key=lambda c: c.busy_seconds)
-    level.sort(key=lambda c: not _is_current(c, current))
-    first = level[:1]
-    rest = [c for c in ranked if c not in first]
-    return first + rest, level[1:]
-
-
-def _is_current(candidate: Candidate, current: Plan | None) -> bool:
-    if current is None or current.chosen is None:
-        return False
-    there = current.chosen
-    return (candidate.partition, candidate.parallel_size, candidate.placement, candidate.node_size) == (
-        there.partition,
-        there.parallel_size,
-        there.placement,
-        there.node_size,
-    )
-
-
-def _by_bytes(candidate: Candidate) -> tuple[bool, float, int, int, bool]:
-    """Sort key: feasible first, then fewest bytes, then the tie order, then the smaller group."""
-    return (not candidate.feasible, *_known_last(candidate, candidate.bytes_per_step))
-
-
-def _by_time(candidate: Candidate) -> tuple[bool, float, int, int, bool]:
-    """Sort key: feasible first, then the shortest step, then as ``_by_bytes``."""
-    return (not candidate.feasible, *_known_last(candidate, candidate.step_seconds))
-
-
-def _known_last(candidate: Candidate, cost: float) -> tuple[float, int, int, bool]:
-    known = math.inf if candidate.rejected_by is Rejection.SHAPE else cost
-    is_spread = candidate.placement is GroupPlacement.SPREAD
-    return known, TIE_ORDER.index(candidate.partition), candidate.parallel_size, is_spread
+    return plan.model_copy(update={"flips": flips_of(problem, plan)})
 
 
 def _predicted_seconds(problem: Problem, chosen: Candidate) -> PredictedSeconds:
@@ -160,6 +97,8 @@ def _predicted_seconds(problem: Problem, chosen: Candidate) -> PredictedSeconds:
         exposed_per_step=chosen.exposed_seconds,
         dense_per_step=_dense_seconds(problem),
         per_step=chosen.step_seconds,
+        window_forward=min(window.forward_seconds for window in problem.dense.windows),
+        window_backward=min(window.backward_seconds for window in problem.dense.windows),
         uncertainty_per_step=chosen.uncertainty_seconds,
     )
 
@@ -185,7 +124,7 @@ def _identity(problem: Problem, cost_model: CostModel) -> dict[str, Any]:
 def _dense_plan(problem: Problem, cost_model: CostModel) -> Plan:
     memory = rank_memory(problem.config, problem.workload, PartitionName.REPLICATED, 1)
     if memory.total_bytes > problem.cluster.usable_bytes:
-        raise PlanError(dense_model_does_not_fit(memory.parts, problem.cluster))
+        raise PlanError(dense_model_does_not_fit(problem, memory.parts))
     seconds = _dense_seconds(problem)
     return Plan(
         **_identity(problem, cost_model),

@@ -171,6 +171,11 @@ class PredictedSeconds(_Record):
     per_step: float = 0
     """The dense blocks and what is exposed. Not modelled: see the report."""
 
+    window_forward: float = 0
+    """Dense work of the shortest span, beside which its lookup may run, in one micro-batch."""
+
+    window_backward: float = 0
+
     uncertainty_per_step: float = 0
     """Half width of the interval around forward, backward and synchronisation of a step."""
 
@@ -182,6 +187,18 @@ class PredictedMessage(_Record):
     """That one rank sends to others."""
 
     seconds: float
+
+
+class Flip(_Record):
+    """A change of the run or of the cluster under which another candidate is better."""
+
+    what: str
+    now: float
+    at: float
+    """From here on, as far as was looked."""
+
+    choice: str
+    """Label of the better one."""
 
 
 class PaperVerdict(_Record):
@@ -251,6 +268,9 @@ class Plan(_Record):
 
     tied_with: tuple[str, ...] = ()
     """Candidates between which and the chosen one the model sees no difference."""
+
+    flips: tuple[Flip, ...] = ()
+    """What would make another candidate better; empty when nothing near would."""
 
     paper_verdict: PaperVerdict | None = None
     """Absent when there is nothing to share: a dense model, or one rank a stage."""

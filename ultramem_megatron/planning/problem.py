@@ -18,6 +18,11 @@ class Problem:
     workload: Workload
     dense: DenseTime
 
+    @property
+    def overlap_fraction(self) -> float:
+        """Share of the dense work of a span beside which its lookup can hide."""
+        return self.cluster.profile.overlap_fraction if self.config.memory.overlap else 0.0
+
     def with_tokens(self, factor: float) -> "Problem":
         """The same with so many times the tokens in each micro-batch, and as many micro-batches."""
         workload, lookup = self.workload, self.workload.lookup

@@ -46,7 +46,7 @@ def split_cost(problem: Problem, split: Split) -> dict[str, Any]:
     sync_time = sync_parts(profile, sync, copies, elements)
     sync_seconds = sum(part.seconds for part in sync_time)
     tables = workload.busiest_stage_tables
-    step = step_time(problem.dense, [lookup] * len(problem.dense.windows), sync_seconds, profile.overlap_fraction)
+    step = step_time(problem.dense, [lookup] * len(problem.dense.windows), sync_seconds, problem.overlap_fraction)
     unsure_sync = sum(part.seconds * profile.uncertainty_fraction(part.path) for part in sync_time)
     unsure = problem.dense.turns * lookup.uncertainty_seconds(profile) + unsure_sync
     return {
