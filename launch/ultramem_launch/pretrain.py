@@ -78,7 +78,8 @@ def _still_fits(plan: "Plan", config: "RunConfig", world_size: int) -> bool:
     try:
         check_plan_matches(plan, config, world_size)
     except PlanError as error:
-        logger.warning("%s. This run plans anew", str(error).removesuffix("."))
+        # the remedy in the error is for who pinned the plan; this run helps itself
+        logger.warning("%s; this run plans anew", str(error).partition("; plan again")[0])
         return False
     return True
 
