@@ -7,7 +7,20 @@ from pathlib import Path
 import typer
 
 from ultramem_launch import exit_codes
-from ultramem_launch.verbs import checkpoint, data, doctor, eval, generate, info, monitor, plan, pretrain, recipes
+from ultramem_launch.verbs import (
+    calibrate,
+    checkpoint,
+    data,
+    doctor,
+    eval,
+    generate,
+    info,
+    monitor,
+    plan,
+    pretrain,
+    recipes,
+    validate,
+)
 from ultramem_megatron.errors import UltraMemError
 
 app = typer.Typer(
@@ -24,6 +37,8 @@ for verb in (
     doctor.doctor,
     info.info,
     plan.plan,
+    calibrate.calibrate,
+    validate.validate,
     pretrain.pretrain,
     generate.generate,
     monitor.monitor,

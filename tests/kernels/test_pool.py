@@ -6,7 +6,6 @@ from torch import Tensor
 
 from ultramem_kernels.arguments import ArgumentError
 from ultramem_kernels.pool import (
-    fetch_rows,
     group_of,
     pool,
     pool_backward,

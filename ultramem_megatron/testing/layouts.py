@@ -37,6 +37,11 @@ LAYOUTS: tuple[Layout, ...] = (
     _layout("DP4, mem 4 pooled at owners", 4, "memory.parallel_size=4", "memory.partition=number_wise_pooled"),
     _layout("DP4, mem 4 dimension-wise", 4, "memory.parallel_size=4", "memory.partition=dimension_wise"),
     _layout("DP4, mem 2 number-wise", 4, "memory.parallel_size=2", "memory.partition=number_wise"),
+    _layout(
+        "DP4, mem 2 spread, dimension-wise",
+        4,
+        *("memory.parallel_size=2", "memory.partition=dimension_wise", "memory.placement=spread"),
+    ),
     _layout("DP4, mem 2 x 2 grid", 4, "memory.parallel_size=4", "memory.partition=grid", "memory.node_size=2"),
     _layout(
         "TP2+SP x DP2, mem 4 dimension-wise",

@@ -13,6 +13,7 @@ from ultramem_megatron.data.token_source import TokenSource
 from ultramem_megatron.files import write_text
 from ultramem_megatron.monitor.publish import Publisher, open_publisher
 from ultramem_megatron.planning.plan import Plan
+from ultramem_megatron.planning.report import summary
 from ultramem_megatron.training.checkpointing import SaveCheckpoints, find_start, resume
 from ultramem_megatron.training.hooks import Hook
 from ultramem_megatron.training.loop import Outcome, run_loop
@@ -81,5 +82,5 @@ def _open_publisher(config: RunConfig, plan: Plan, run_dir: Path, state: TrainSt
         resume_step=state.step,
     )
     publisher.text(state.step, "config", f"```yaml\n{to_yaml(config)}```")
-    publisher.text(state.step, "plan", f"```json\n{plan.to_json()}\n```")
+    publisher.text(state.step, "plan", f"Hash `{plan.hash}`\n```\n{summary(plan)}\n```\n```json\n{plan.to_json()}\n```")
     return publisher

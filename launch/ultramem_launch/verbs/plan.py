@@ -1,5 +1,7 @@
 """``ultramem plan``: how the memory tables are split over a cluster, and why."""
 
+import sys
+import textwrap
 from pathlib import Path
 from typing import Annotated
 
@@ -31,13 +33,20 @@ def plan(
     from ultramem_megatron.planning import report
     from ultramem_megatron.planning.choose import choose_plan
     from ultramem_megatron.planning.cluster import parse_cluster
+    from ultramem_megatron.planning.staleness import stale_warning
 
-    chosen = choose_plan(load_config(config, overrides or []), parse_cluster(cluster))
+    machines = parse_cluster(cluster)
+    chosen = choose_plan(load_config(config, overrides or []), machines)
+    stale = stale_warning(machines)
     if save is not None:
         chosen.save(save)
     if as_json:
         print(chosen.to_json())
+        if stale:
+            print(stale, file=sys.stderr)
     else:
         print(report.explain(chosen) if explain else report.summary(chosen))
+        if stale:
+            print(f"\n{textwrap.fill(stale, report.WIDTH)}")
         if save is not None:
             print(f"\nSaved to {save}.")
