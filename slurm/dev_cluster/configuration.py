@@ -52,6 +52,8 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 PropagateResourceLimits=NONE
+# all nodes are this machine: ranks meet on loopback
+TaskProlog={root}/etc/task-prolog
 MpiDefault=none
 SlurmdParameters=config_overrides
 
@@ -84,6 +86,9 @@ NODE = (
 )
 
 
+KINDS = ("tmp", "spool")
+
+
 def write_configuration(root: Path, size: Size) -> None:
     """Folders, slurm.conf, munge's key; the same again when they exist."""
     folders = ("etc", "run", "log", "state", "munge", *(f"{kind}.{name}" for name in size.names for kind in KINDS))
@@ -106,10 +111,10 @@ def write_configuration(root: Path, size: Size) -> None:
     )
     (root / "etc" / "slurm.conf").write_text(text)
     (root / "etc" / "cgroup.conf").write_text("CgroupAutomount=no\nConstrainCores=no\nConstrainDevices=no\n")
+    prolog = root / "etc" / "task-prolog"
+    prolog.write_text("#!/bin/sh\necho export MASTER_ADDR=127.0.0.1\n")
+    prolog.chmod(0o755)
     (root / "etc" / "size.json").write_text(json.dumps(asdict(size)))
-
-
-KINDS = ("tmp", "spool")
 
 
 def read_size(root: Path) -> Size | None:
