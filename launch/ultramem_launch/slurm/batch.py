@@ -116,17 +116,23 @@ def usable_nodes(config: Path, allocated: int, tasks_per_node: int) -> int:
 
 def passed(folder: JobFolder, nodes: Sequence[str], *, all_reduce: bool) -> int:
     """Name the nodes that did not pass; 0 when all did."""
-    facts = folder.preflight(attempt_of_this_process())
-    bad = slow_nodes(read_speeds(facts)) if all_reduce else bad_nodes(nodes, read_facts(facts))
-    for node, reason in bad.items():
-        print(f"preflight: {node}: {reason}")
+    attempt = attempt_of_this_process()
+    facts = folder.preflight(attempt)
+    speeds = read_speeds(facts) if all_reduce else None
+    if all_reduce and speeds is None:
+        reason = "the all-reduce before training did not end; the log of the ranks says where"
+        replace_ending(folder.run_dir, Ending(outcome=Outcome.FAILED, reason=reason, attempt=attempt))
+        return 1
+    bad = bad_nodes(nodes, read_facts(facts)) if speeds is None else slow_nodes(speeds)
+    for node, words in bad.items():
+        print(f"preflight: {node}: {words}")
     if not bad:
         print(f"preflight: all nodes passed{' the all-reduce' if all_reduce else ''}")
         return 0
+    # if all are bad it is not the nodes' fault, and others would be no better
+    outcome = Outcome.BAD_INPUT if set(bad) >= set(nodes) and not all_reduce else Outcome.BAD_NODE
     reason = "; ".join(f"{node}: {words}" for node, words in bad.items())
-    hopeless = not all_reduce and set(bad) == set(nodes)
-    outcome = Outcome.BAD_INPUT if hopeless else Outcome.BAD_NODE
-    replace_ending(folder.run_dir, Ending(outcome=outcome, reason=reason, attempt=attempt_of_this_process()))
+    replace_ending(folder.run_dir, Ending(outcome=outcome, reason=reason, attempt=attempt))
     write_text(folder.exclude, ",".join(bad))
     return 1
 

@@ -187,10 +187,8 @@ def save_speeds(folder: Path, speeds: Speeds) -> None:
     write_json(folder / "all_reduce" / "speeds.json", asdict(speeds))
 
 
-def slow_nodes(speeds: Speeds | None) -> dict[str, str]:
+def slow_nodes(speeds: Speeds) -> dict[str, str]:
     """Nodes far below what the site expects or, where it says nothing, below the others."""
-    if speeds is None:
-        return {"all nodes": "the all-reduce did not end; the log of the ranks says where"}
     found = speeds.node_bytes_per_second
     usual = speeds.expected_bytes_per_second or median(found.values())
     whose = "that the site expects" if speeds.expected_bytes_per_second else "of the median node"
