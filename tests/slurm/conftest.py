@@ -71,13 +71,10 @@ class Slurm:
             time.sleep(0.3)
 
     def wait_for(self, job: str, run_dir: Path) -> dict[str, str]:
-        """What Slurm says of the job when it is over. A requeued one is spared its wait."""
+        """What Slurm says of the job when it is over."""
 
         def is_over() -> bool:
-            line = self.call("squeue", "--noheader", f"--jobs={job}", "--states=all", "--format=%T|%r").strip()
-            state, _, reason = line.partition("|")
-            if reason == "BeginTime":
-                subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], env=self.environment)
+            state = self.call("squeue", "--noheader", f"--jobs={job}", "--states=all", "--format=%T").strip()
             return state in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
         self.wait_until(is_over, run_dir)
@@ -112,7 +109,8 @@ def newest_step(run_dir: Path) -> int:
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     """Two nodes. Skips, with the reason, where they cannot be had."""
     cluster = Slurm(tmp_path_factory.mktemp("slurm"))
-    started = cluster.dev_cluster("up", "--no-install", "--port", str(_free_port()), "--dead-after", "20")
+    waits = ("--dead-after", "20", "--requeue-wait", "15")
+    started = cluster.dev_cluster("up", "--no-install", "--port", str(_free_port()), *waits)
     try:
         if started.returncode == 2:
             pytest.skip(started.stderr.strip())

@@ -1,4 +1,4 @@
-"""Jobs on a real Slurm of two nodes: they train, save before the limit, outlive a node, and give up when they should."""
+"""Jobs on a real Slurm of two nodes: they train, save before the limit, outlive a node, give up when they should."""
 
 import json
 import subprocess

@@ -46,7 +46,7 @@ def render_script(request: JobRequest, site: Site, place: Place) -> str:
         "preflight": shlex.quote(request.preflight),
         "python": shlex.quote(place.python),
         "rank_python": "python3" if container else '"$PYTHON"',
-        "srun_options": " ".join(map(shlex.quote, _srun_options(request, site, place))),
+        "srun_options": " ".join(map(_array_item, _srun_options(request, site, place))),
         "environment": "\n".join([*_environment(request, site, place), *site.setup]),
         "max_restarts": str(request.max_restarts),
         "chain": str(request.chain),
@@ -92,6 +92,12 @@ def option_text(name: str, value: str) -> str:
 def pattern_text(path: Path) -> str:
     """A path in which sbatch replaces nothing."""
     return str(path).replace("%", "%%")
+
+
+def _array_item(value: str) -> str:
+    # commas are harmless in bash, but look like a mistake to shellcheck
+    quoted = shlex.quote(value)
+    return f"'{value}'" if quoted == value and "," in value else quoted
 
 
 def _run_dir_lines(place: Place) -> str:
