@@ -75,7 +75,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_scripts_are_as_they_were(name: str) -> None:
-    """After a wanted change: ULTRAMEM_WRITE_GOLDEN=1 python -m pytest tests/launch/test_submit.py, and read the diff."""
+    """After a wanted change, run this with ULTRAMEM_WRITE_GOLDEN=1, and read the diff."""
     script, golden = render_script(*CASES[name]), GOLDEN / f"{name}.sbatch"
     if os.environ.get("ULTRAMEM_WRITE_GOLDEN"):
         golden.parent.mkdir(exist_ok=True)
