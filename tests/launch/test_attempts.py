@@ -4,6 +4,7 @@ import pytest
 
 from ultramem_launch.ending import Ending, Outcome
 from ultramem_launch.slurm.attempts import Attempt, count_fruitless, decide, judge
+from ultramem_launch.slurm.batch import lost_by_state
 
 
 def ended(outcome: Outcome, reason: str = "") -> Ending:
@@ -83,3 +84,8 @@ def test_an_attempt_survives_its_file() -> None:
     one = Attempt(name="7.2", nodes=2, first_step=3, started=1.0, last_step=5, outcome=Outcome.HUNG, ended=2.0)
     assert Attempt.from_dict(one.to_dict()) == one
     assert one.job == "7"
+
+
+def test_nodes_that_slurm_has_given_up() -> None:
+    states = "n1 allocated\nn2 down*\nn2 down*\nn3 completing*\nn4 idle\nn5 failing\nn6 drained\n"
+    assert lost_by_state(states) == ["n2", "n3", "n5"]

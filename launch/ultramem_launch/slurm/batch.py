@@ -163,14 +163,31 @@ def _may_have_lost_nodes(folder: JobFolder) -> bool:
 
 
 def find_lost_nodes() -> list[str]:
-    """Nodes of this job on which no step starts any more. Slurm itself takes minutes to notice."""
-    listed = subprocess.run(
-        ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]], capture_output=True, text=True
-    )
-    nodes = listed.stdout.split()
+    """Nodes of this job that Slurm has given up, or on which no step starts any more.
+
+    Once Slurm knows it ends the job, and then no step starts on any node; before, it takes minutes to know.
+    """
+    listed = _printed(["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]).split()
+    states = _printed(["sinfo", "--noheader", "-N", f"--nodes={','.join(listed)}", "--format=%N %T"])
+    given_up = lost_by_state(states)
+    job_state = _printed(["squeue", "--noheader", f"--jobs={os.environ['SLURM_JOB_ID']}", "--format=%T"]).strip()
+    if given_up or job_state != "RUNNING":
+        return given_up
     with ThreadPoolExecutor(max_workers=32) as pool:
-        answers = list(pool.map(_answers, nodes))
-    return [node for node, answered in zip(nodes, answers, strict=True) if not answered]
+        answers = list(pool.map(_answers, listed))
+    return [node for node, answered in zip(listed, answers, strict=True) if not answered]
+
+
+def lost_by_state(states: str) -> list[str]:
+    """Of lines ``NODE STATE`` those that are down, failing, or do not respond (``*``); each once."""
+    rows = [line.split() for line in states.splitlines()]
+    return list(
+        dict.fromkeys(node for node, state in rows if state.endswith("*") or state.startswith(("down", "fail")))
+    )
+
+
+def _printed(command: list[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True).stdout
 
 
 def _answers(node: str) -> bool:
