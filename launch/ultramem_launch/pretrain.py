@@ -4,7 +4,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ultramem_launch import exit_codes
+from ultramem_launch import ending
+from ultramem_launch.ending import Ending, attempt_of_this_process, clear_ending, failures_recorded, record_ending
 from ultramem_launch.place import find_place
 from ultramem_megatron.errors import LaunchError, PlanError
 
@@ -87,6 +88,8 @@ def _still_fits(plan: "Plan", config: "RunConfig", world_size: int) -> bool:
 def run_rank(config: "RunConfig", run_dir: Path, *, plan_file: Path | None = None, profile: str | None = None) -> int:
     """Train as the rank that the launcher says this is.
 
+    Why it ended is written to the run folder first (``ending.py``).
+
     Args:
         config: The run.
         run_dir: Its folder.
@@ -98,6 +101,15 @@ def run_rank(config: "RunConfig", run_dir: Path, *, plan_file: Path | None = Non
         The exit status.
     """
     place = find_place()
+    if place.rank == 0 and not attempt_of_this_process():
+        clear_ending(run_dir)
+    with failures_recorded(run_dir, place.rank):
+        return _run_rank(config, run_dir, place, plan_file, profile)
+
+
+def _run_rank(
+    config: "RunConfig", run_dir: Path, place: "ProcessPlace", plan_file: Path | None, profile: str | None
+) -> int:
     check_run(config, run_dir, place.world_size)
     from ultramem_megatron.parallel.accelerators import refuse_wrong_apex
     from ultramem_megatron.parallel.process import start_process
@@ -116,9 +128,12 @@ def run_rank(config: "RunConfig", run_dir: Path, *, plan_file: Path | None = Non
     plan = on_first_rank(lambda: _plan(config, run_dir, _allocated(place, device, profile), plan_file, here))
     if place.rank == 0:
         print(f"memory tables: {plan.chosen.label if plan.chosen else 'none'}; run folder {run_dir}", flush=True)
-    outcome = pretrain(config, plan, run_dir, device)
+    finished = pretrain(config, plan, run_dir, device) is Outcome.FINISHED
+    how = ending.Outcome.FINISHED if finished else ending.Outcome.PREEMPTED
+    # the others leave once it is written: a launcher may end all ranks when the first one has left
+    on_first_rank(lambda: record_ending(run_dir, Ending(outcome=how, rank=0, attempt=attempt_of_this_process())))
     destroy_groups()
-    return exit_codes.FINISHED if outcome is Outcome.FINISHED else exit_codes.STOPPED
+    return ending.RULES[how].exit_status
 
 
 def _plan(
