@@ -19,7 +19,9 @@ from ultramem_launch.verbs import (
     plan,
     pretrain,
     recipes,
+    sweep,
     validate,
+    volume,
 )
 from ultramem_megatron.errors import UltraMemError
 
@@ -37,6 +39,8 @@ for verb in (
     doctor.doctor,
     info.info,
     plan.plan,
+    volume.volume,
+    sweep.sweep,
     calibrate.calibrate,
     validate.validate,
     pretrain.pretrain,
