@@ -42,7 +42,7 @@ def _curves(axes: Any, widths: dict[str, dict[str, float | None]]) -> None:
     axes.set(xscale="log", yscale="log", ylim=(2, 8192), xlabel="ranks that share a table (P)", ylabel="row width")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
-    axes.set_title("By the paper's bytes: dimension-wise sends less above the curve")
+    axes.set_title("By the paper's bytes: dimension-wise sends less above", fontsize=11)
     axes.legend()
 
 
@@ -63,5 +63,5 @@ def _map(figure: Any, axes: Any, found: dict[str, Any]) -> None:
     axes.set_xticks(range(len(ranks)), ranks)
     axes.set_yticks(range(len(widths)), widths)
     axes.set(xlabel="ranks that share a table (P)", ylabel="row width")
-    axes.set_title(f"By time on {found['profile']}, T = {found['tokens']}, top-m {found['top_m']}")
-    figure.colorbar(image, ax=axes, label="seconds number-wise over dimension-wise, forward and backward")
+    axes.set_title(f"By time on {found['profile']}, T = {found['tokens']}, top-m {found['top_m']}", fontsize=11)
+    figure.colorbar(image, ax=axes, label="seconds, number-wise / dimension-wise")

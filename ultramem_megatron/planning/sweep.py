@@ -1,4 +1,4 @@
-"""Maps of strategy and step time over nodes, ranks of a table, tokens, top-m and width: thousands of GPUs on a laptop."""
+"""Maps of strategy and step time over nodes, P, tokens, top-m and width: thousands of GPUs on a laptop."""
 
 import itertools
 from collections.abc import Iterator, Sequence
