@@ -21,7 +21,9 @@ from ultramem_launch.verbs import (
     pretrain,
     recipes,
     submit,
+    sweep,
     validate,
+    volume,
 )
 from ultramem_megatron.errors import UltraMemError
 
@@ -39,6 +41,8 @@ for verb in (
     doctor.doctor,
     info.info,
     plan.plan,
+    volume.volume,
+    sweep.sweep,
     calibrate.calibrate,
     validate.validate,
     pretrain.pretrain,

@@ -7,10 +7,27 @@ import math
 from collections.abc import Iterator
 from functools import lru_cache
 
+from ultramem_megatron.errors import PlanError
+
 _EXACT_ROWS = 256
 """So many of the most popular rows are counted one by one ..."""
 _BIN_GROWTH = 1.05
 """... the others in bins that grow by this factor, each row like the bin's middle."""
+
+
+MOST_SKEW = 5.0
+"""Beyond it all picks go for a handful of rows."""
+
+
+def check_exponent(zipf_exponent: float) -> float:
+    """The exponent, if it can be one.
+
+    Raises:
+        PlanError: It is negative, no number, or so large that the model means nothing.
+    """
+    if not 0 <= zipf_exponent <= MOST_SKEW:
+        raise PlanError(f"a skew of {zipf_exponent:g} cannot be; Zipf exponents lie from 0 (uniform) to {MOST_SKEW:g}")
+    return zipf_exponent
 
 
 @lru_cache(maxsize=4096)  # asked for the same few numbers by every candidate
