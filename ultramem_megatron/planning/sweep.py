@@ -40,8 +40,8 @@ class Axes:
 
     def points(self) -> Iterator[tuple[int, int | None, int | None, int | None, int | None]]:
         """(nodes, P, tokens, top-m, width), the last ones fastest; None where nothing is varied."""
-        axes: list[Sequence[int | None]] = [axis or (None,) for axis in self._optional]
-        return itertools.product(self.nodes, axes[0], axes[1], axes[2], axes[3])
+        sizes, tokens, top_m, widths = (axis or (None,) for axis in self._optional)
+        return itertools.product(self.nodes, sizes, tokens, top_m, widths)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
