@@ -24,8 +24,8 @@ from ultramem_megatron.planning.plan import (
     PredictedSeconds,
     TablePlacement,
     sha256_of,
-    summarize_config,
 )
+from ultramem_megatron.planning.plan_match import summarize_config
 from ultramem_megatron.planning.problem import Problem, pose
 from ultramem_megatron.planning.ranking import rank_candidates, verdicts
 from ultramem_megatron.planning.remedies import dense_model_does_not_fit, nothing_fits
