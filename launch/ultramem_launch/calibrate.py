@@ -59,9 +59,9 @@ def _measure(place: "ProcessPlace", device: "torch.device", out: Path, quick: bo
     partial = on_first_rank(lambda: begin_or_continue(path, here, quick))
     schedule = make_schedule(on_gpu=device.type == "cuda", quick=quick)
     ranks = Ranks(place.local_world_size, place.world_size // place.local_world_size)
-    total = sum(1 for _ in calibration_steps(schedule, ranks, device))
-    start, begun = time.monotonic(), len(partial.steps)
-    for step in calibration_steps(schedule, ranks, device):
+    steps = list(calibration_steps(schedule, ranks, device))  # at once: each pass over them would make its own groups
+    total, start, begun = len(steps), time.monotonic(), len(partial.steps)
+    for step in steps:
         if step.name in partial.steps:
             continue
         partial = partial.with_step(step.name, step.run())

@@ -40,8 +40,9 @@ def make_plan(config: "RunConfig", run_dir: Path, cluster: "ClusterSpec", pinned
             this run.
     """
     from ultramem_megatron.planning.choose import choose_plan
-    from ultramem_megatron.planning.plan import Plan, check_plan_matches
+    from ultramem_megatron.planning.plan import Plan
     from ultramem_megatron.planning.plan_change import describe_change
+    from ultramem_megatron.planning.plan_match import check_plan_matches
 
     check_run(config, run_dir, cluster.num_ranks)
     saved = run_dir / "plan.json"
@@ -74,7 +75,7 @@ def _saved_plan(path: Path) -> "Plan | None":
 
 def _still_fits(plan: "Plan", config: "RunConfig", world_size: int) -> bool:
     """Whether the run can go on under it; another layout than last time is no fault, checkpoints are free of it."""
-    from ultramem_megatron.planning.plan import check_plan_matches
+    from ultramem_megatron.planning.plan_match import check_plan_matches
 
     try:
         check_plan_matches(plan, config, world_size)

@@ -7,7 +7,9 @@ import pytest
 
 from ultramem_launch.ending import Ending, Outcome, read_ending, record_ending
 from ultramem_launch.slurm.attempts import Attempt, count_fruitless, decide, judge
-from ultramem_launch.slurm.batch import lost_by_state, wait_for_ranks
+from ultramem_launch.slurm.batch import begin, lost_by_state, wait_for_ranks
+from ultramem_launch.slurm.folder import JobFolder
+from ultramem_megatron.testing.tiny import write_tiny_config
 
 
 def ended(outcome: Outcome, reason: str = "") -> Ending:
@@ -101,3 +103,21 @@ def test_ranks_that_save_without_srun_are_waited_for(tmp_path: Path) -> None:
     wait_for_ranks(tmp_path, seconds=30.0)
     assert read_ending(tmp_path) == saved
     rank.join()
+
+
+@pytest.mark.parametrize(
+    ("second", "outcome"),
+    [pytest.param("7.1", Outcome.NODE_LOST, id="by-slurm"), pytest.param("8.0", Outcome.FAILED, id="submitted-anew")],
+)
+def test_a_start_that_nobody_judged_is_closed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: str, outcome: Outcome
+) -> None:
+    folder = JobFolder(tmp_path / "run")
+    folder.job.mkdir(parents=True)
+    write_tiny_config(tmp_path).rename(folder.config)
+    for name in ("7.0", second):
+        monkeypatch.setenv("ULTRAMEM_ATTEMPT", name)
+        assert begin(folder, allocated=2, tasks_per_node=1, chain=1) == 0
+    first, last = (Attempt.from_dict(content) for content in folder.read_attempts())
+    assert (first.outcome, last.outcome) == (outcome, None)
+    assert (last.name, last.nodes) == (second, 2)

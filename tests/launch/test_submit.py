@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 
 from ultramem_launch.__main__ import app
 from ultramem_launch.slurm.array import read_sweep
+from ultramem_launch.slurm.client import find_state
 from ultramem_launch.slurm.folder import JobFolder
+from ultramem_launch.slurm.progress import is_active
 from ultramem_launch.slurm.request import JobRequest, limit_seconds, parse_sbatch_options, ranks_of_node
 from ultramem_launch.slurm.script import Place, option_text, render_script
 from ultramem_launch.slurm.site import Site, load_site
@@ -166,6 +168,8 @@ def test_options_that_the_job_decides_are_refused() -> None:
     assert parse_sbatch_options(["mail-type=END", "exclusive"]) == {"mail-type": "END", "exclusive": ""}
     with pytest.raises(LaunchError, match="--sbatch output: logs lie in the run folder"):
         parse_sbatch_options(["output=x"])
+    with pytest.raises(LaunchError, match="--sbatch time: use --time, from which the run knows when to save"):
+        parse_sbatch_options(["time=1:00:00"])
     with pytest.raises(LaunchError, match='--sbatch "--mail-type=END" must be the long name'):
         parse_sbatch_options(["--mail-type=END"])
 
@@ -210,7 +214,9 @@ def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     (folder / "sbatch").write_text(f'#!/bin/sh\necho "$@" >>{folder}/calls\nwc -l <{folder}/calls\n')
     (folder / "squeue").write_text(f"#!/bin/sh\ncat {folder}/queue 2>/dev/null\n")
-    for name in ("sbatch", "squeue"):
+    for name in ("scontrol", "sacct"):  # this machine may run a Slurm
+        (folder / name).write_text("#!/bin/sh\nexit 1\n")
+    for name in ("sbatch", "squeue", "scontrol", "sacct"):
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
     monkeypatch.setenv("ULTRAMEM_SITE", os.devnull)
@@ -282,6 +288,19 @@ def test_two_jobs_do_not_share_a_run_folder(sbatch: Path, tmp_path: Path) -> Non
     assert "job 1 of this run is RUNNING, and two jobs would write into one folder" in str(error)
     (sbatch / "queue").unlink()
     assert submit(tmp_path)[0] == 0
+
+
+def test_a_queue_that_cannot_be_asked_is_no_empty_one(sbatch: Path, tmp_path: Path) -> None:
+    assert submit(tmp_path)[0] == 0
+    (sbatch / "squeue").write_text(
+        "#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact controller' >&2; exit 1\n"
+    )
+    state = find_state("1")
+    assert (state.state, is_active(state.state)) == ("UNREACHABLE", True)
+    _, _, error = submit(tmp_path)
+    assert "job 1 of this run is UNREACHABLE (slurm_load_jobs error: Unable to contact controller)" in str(error)
+    (sbatch / "squeue").write_text("#!/bin/sh\necho 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1\n")
+    assert find_state("1").state == "UNKNOWN"
 
 
 def test_without_slurm_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,8 @@ def test_the_slurm_allocation_gives_the_nodes() -> None:
     assert (cluster.name, cluster.nodes, cluster.gpus_per_node) == ("dgx-a100-80g:16", 16, 8)
     tasks = {"SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "4", "SLURM_GPUS_ON_NODE": "8"}
     assert parse_cluster("dgx-a100-80g:slurm", tasks).num_ranks == 8
+    torchrun = {**tasks, "SLURM_NTASKS_PER_NODE": "1"}
+    assert parse_cluster("dgx-a100-80g:slurm", torchrun).num_ranks == 16
     for environment, message in (
         ({}, "this is no Slurm job, SLURM_JOB_NUM_NODES is not set; run it inside an allocation"),
         ({"SLURM_JOB_NUM_NODES": "many"}, 'SLURM_JOB_NUM_NODES = "many" is not a number'),

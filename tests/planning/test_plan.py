@@ -12,7 +12,8 @@ from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.errors import PlanError
 from ultramem_megatron.planning.choose import choose_plan
 from ultramem_megatron.planning.cluster import ClusterSpec
-from ultramem_megatron.planning.plan import Plan, check_plan_matches
+from ultramem_megatron.planning.plan import Plan
+from ultramem_megatron.planning.plan_match import check_plan_matches
 
 MakeConfig = Callable[..., RunConfig]
 MakeCluster = Callable[..., ClusterSpec]

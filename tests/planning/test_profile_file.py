@@ -67,6 +67,7 @@ def test_there_and_back_with_a_fit(profile: ClusterProfile, tmp_path: Path) -> N
         ),
         ("sources.gather.trust", "hearsay", "sources.gather.trust = hearsay cannot be"),
         ("gather.knots", [[64, 0.5], [32, 0.6]], "gather.knots must have ascending widths"),
+        ("pool_forward", {"knots": [[64, 0.5], [32, 0.6]]}, "pool_forward.knots must have ascending widths"),
         (
             "network.all_to_all.curves.0.knots",
             [[1024, 1e-9]],

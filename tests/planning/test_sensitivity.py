@@ -52,20 +52,26 @@ def test_more_cards_shorten_what_leaves_the_node(problem: Problem) -> None:
             assert after.forward_seconds == before.forward_seconds
 
 
-def test_the_layout_that_a_run_has_wins_a_tie(problem: Problem) -> None:
-    free = choose_plan(problem.config, problem.cluster)
+def test_the_layout_that_a_run_has_wins_a_tie(make_config: MakeConfig) -> None:
+    """Wide blocks, which hide nearly all lookups."""
+    sizes = ("model.hidden=1024", "model.ffn_hidden=4096", "model.seq_length=1024", "training.global_batch_size=64")
+    config, cluster = make_config(*sizes), parse_cluster("dgx-a100-80g:4")
+    free = choose_plan(config, cluster)
+    assert len(free.tied_with) > 1
     for label in free.tied_with[:2]:
         rival = next(c for c in free.candidates if c.label == label)
         assert rival.step_seconds <= free.candidates[0].step_seconds * (1 + 2 * TIE_FRACTION)
         current = free.model_copy(update={"chosen": rival})
-        again = choose_plan(problem.config, problem.cluster, current=current)
+        again = choose_plan(config, cluster, current=current)
         assert again.chosen == rival
         assert free.candidates[0].label in again.tied_with
 
 
 def test_the_fastest_at_each_size(problem: Problem) -> None:
     candidates = choose_plan(problem.config, problem.cluster).candidates
-    for one in best_by_size(candidates):
+    fastest = best_by_size(candidates)
+    assert [one.parallel_size for one in fastest] == sorted({c.parallel_size for c in candidates if c.feasible})
+    for one in fastest:
         same = [c for c in candidates if c.feasible and c.parallel_size == one.parallel_size]
         assert one.step_seconds == min(c.step_seconds for c in same)
 

@@ -24,10 +24,10 @@ from ultramem_megatron.planning.plan import (
     PredictedSeconds,
     TablePlacement,
     sha256_of,
-    summarize_config,
 )
+from ultramem_megatron.planning.plan_match import summarize_config
 from ultramem_megatron.planning.problem import Problem, pose
-from ultramem_megatron.planning.ranking import by_bytes, by_time, rank_candidates
+from ultramem_megatron.planning.ranking import rank_candidates, verdicts
 from ultramem_megatron.planning.remedies import dense_model_does_not_fit, nothing_fits
 from ultramem_megatron.planning.sensitivity import flips_of
 from ultramem_megatron.planning.workload import Workload
@@ -62,7 +62,7 @@ def choose_plan(
     if not chosen.feasible:
         raise PlanError(nothing_fits(problem, candidates))
     workload, tables = problem.workload, problem.workload.busiest_stage_tables
-    feasible = [c for c in candidates if c.feasible]
+    best_by_bytes, best_by_time = verdicts(candidates)
     plan = Plan(
         **_identity(problem, cost_model),
         memory_parallel_size=chosen.parallel_size,
@@ -80,8 +80,8 @@ def choose_plan(
         predicted_messages=predicted_messages(problem, chosen),
         memory=chosen.memory,
         candidates=tuple(candidates),
-        verdict_by_bytes=min(feasible, key=by_bytes).partition,
-        verdict_by_time=min(feasible, key=by_time).partition,
+        verdict_by_bytes=best_by_bytes.partition,
+        verdict_by_time=best_by_time.partition,
         tied_with=tuple(c.label for c in tied),
         paper_verdict=_paper_verdict(workload, chosen.parallel_size),
     )

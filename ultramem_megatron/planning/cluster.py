@@ -181,7 +181,9 @@ def _allocated(profile: ClusterProfile, environment: Mapping[str, str]) -> Clust
             f"cluster {profile.name}:{ALLOCATION}: this is no Slurm job, SLURM_JOB_NUM_NODES is not set; run it inside "
             f"an allocation (salloc, sbatch), or write {profile.name}:N with the number of nodes"
         )
-    ranks = _slurm_number(environment, "SLURM_NTASKS_PER_NODE", "SLURM_GPUS_ON_NODE")
+    ranks = _slurm_number(environment, "SLURM_NTASKS_PER_NODE")
+    if ranks in (None, 1):  # one task a node is a torchrun, which starts a rank for each GPU
+        ranks = _slurm_number(environment, "SLURM_GPUS_ON_NODE") or ranks
     return cluster_of(profile, nodes, ranks)
 
 

@@ -104,9 +104,9 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
 
 def _fault_of_order(profile: ClusterProfile) -> str:
     """Time may not fall with size, nor may knots and groups be out of order."""
-    for name in ("gather", "scatter"):
-        efficiency: RowEfficiency = getattr(profile, name)
-        if not _ascending([width for width, _ in efficiency.knots]):
+    for name in ("gather", "scatter", "pool_forward", "pool_backward"):
+        efficiency: RowEfficiency | None = getattr(profile, name)
+        if efficiency is not None and not _ascending([width for width, _ in efficiency.knots]):
             return f"{name}.knots must have ascending widths"
     for level in Level:
         for collective in Collective:

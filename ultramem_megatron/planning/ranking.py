@@ -1,6 +1,7 @@
 """The order of candidates: by seconds of a step or by bytes, and what is a tie."""
 
 import math
+from collections.abc import Sequence
 
 from ultramem_megatron.config.memory import GroupPlacement, PartitionName
 from ultramem_megatron.planning.plan import Candidate, CostModel, Plan, Rejection
@@ -51,6 +52,11 @@ def _is_current(candidate: Candidate, current: Plan | None) -> bool:
         there.placement,
         there.node_size,
     )
+
+
+def verdicts(candidates: Sequence[Candidate]) -> tuple[Candidate, Candidate]:
+    """What the bytes alone would choose, and what the time alone would: what fits is better than what does not."""
+    return min(candidates, key=by_bytes), min(candidates, key=by_time)
 
 
 def by_bytes(candidate: Candidate) -> tuple[bool, float, int, int, bool]:

@@ -3,6 +3,7 @@
 from ultramem_megatron.config.memory import GroupPlacement
 from ultramem_megatron.planning.page import short_seconds
 from ultramem_megatron.planning.plan import Candidate, Plan, Rejection
+from ultramem_megatron.planning.ranking import verdicts
 from ultramem_megatron.units import format_bytes
 
 
@@ -35,7 +36,7 @@ def _hiding(plan: Plan, chosen: Candidate) -> str:
     which, _, name = phase.partition(".")
     hidden = (
         "all of it is hidden"
-        if chosen.exposed_seconds <= chosen.sync_seconds * len(plan.placements) * 1.001
+        if chosen.exposed_seconds <= times.table_sync_per_step * 1.001
         else "not all of it is hidden"
     )
     own, other = short_seconds(chosen.forward_seconds), short_seconds(chosen.backward_seconds)
@@ -72,9 +73,7 @@ def _other_strategies(plan: Plan, chosen: Candidate) -> list[str]:
 
 
 def _bytes_against_time(plan: Plan) -> str:
-    feasible = [c for c in plan.candidates if c.feasible]
-    by_bytes = min(feasible, key=lambda c: (c.bytes_per_step, c.placement is GroupPlacement.SPREAD))
-    by_time = min(feasible, key=lambda c: c.step_seconds)
+    by_bytes, by_time = verdicts(plan.candidates)
     if by_bytes.label == by_time.label:
         return ""
     cheap, fast = (_bytes_per_second(c) for c in (by_bytes, by_time))

@@ -3,7 +3,7 @@
 from ultramem_megatron.config.memory import GroupPlacement
 from ultramem_megatron.planning.page import WIDTH, aligned, paragraph, short_seconds
 from ultramem_megatron.planning.plan import Candidate, CostModel, Flip, Plan, Rejection
-from ultramem_megatron.planning.ranking import TIE_FRACTION
+from ultramem_megatron.planning.ranking import TIE_FRACTION, verdicts
 from ultramem_megatron.planning.reasons import reasons
 from ultramem_megatron.planning.sensitivity import best_by_size
 from ultramem_megatron.units import GIB, format_bytes
@@ -181,9 +181,7 @@ def _strategy(candidate: Candidate) -> str:
 
 
 def _verdicts(plan: Plan) -> str:
-    feasible = [c for c in plan.candidates if c.feasible]
-    by_bytes = min(feasible, key=lambda c: (c.bytes_per_step, c.placement is GroupPlacement.SPREAD))
-    by_time = min(feasible, key=lambda c: c.step_seconds)
+    by_bytes, by_time = verdicts(plan.candidates)
     text = f"Verdict by bytes: {by_bytes.label} ({format_bytes(by_bytes.bytes_per_step)} a step"
     text += f", step {short_seconds(by_bytes.step_seconds)}). Verdict by time: {by_time.label} "
     text += f"({format_bytes(by_time.bytes_per_step)} a step, step {short_seconds(by_time.step_seconds)}). "

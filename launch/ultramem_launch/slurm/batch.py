@@ -37,7 +37,7 @@ LAST_WORDS_SECONDS = 25.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
     options = _parse(arguments)
-    folder = JobFolder(Path(options.run_dir))
+    folder, attempt = JobFolder(Path(options.run_dir)), attempt_of_this_process()
     try:
         match options.verb:
             case "begin":
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return end(folder, options.step_status, options.asked, lost, options.max_restarts, requeue)
     except UltraMemError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        replace_ending(folder.run_dir, Ending(outcome=Outcome.BAD_INPUT, reason=str(error)))
+        replace_ending(folder.run_dir, Ending(outcome=Outcome.BAD_INPUT, reason=str(error), attempt=attempt))
         return 2
 
 
@@ -87,8 +87,7 @@ def begin(folder: JobFolder, allocated: int, tasks_per_node: int, chain: int) ->
             return NOTHING_LEFT
     nodes = usable_nodes(folder.config, allocated, tasks_per_node)
     if before and before[-1].outcome is None:
-        reason = "the first node was lost: Slurm started the job again, and nobody was left to say why"
-        ending = Ending(outcome=Outcome.NODE_LOST, reason=reason)
+        ending = silent_end(before[-1], attempt)
         before[-1] = close(before[-1], ending, folder.newest_step(), time.time())
     started = Attempt(name=attempt, nodes=nodes, first_step=folder.newest_step(), started=time.time())
     write_json(folder.attempts, [one.to_dict() for one in [*before, started]])
@@ -97,6 +96,15 @@ def begin(folder: JobFolder, allocated: int, tasks_per_node: int, chain: int) ->
     clear_ending(folder.run_dir)
     write_token(folder.preflight(attempt))
     return 0
+
+
+def silent_end(before: Attempt, attempt: str) -> Ending:
+    """Why a start has no end of its own: its script was killed before it could judge."""
+    if before.job == attempt.rpartition(".")[0]:
+        reason = "the first node was lost: Slurm started the job again, and nobody was left to say why"
+        return Ending(outcome=Outcome.NODE_LOST, reason=reason, attempt=before.name)
+    reason = "the job's script was killed before it could say why: by scancel, or at a time limit without a warning"
+    return Ending(outcome=Outcome.FAILED, reason=reason, attempt=before.name)
 
 
 def usable_nodes(config: Path, allocated: int, tasks_per_node: int) -> int:

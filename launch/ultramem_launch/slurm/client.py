@@ -9,6 +9,9 @@ from pathlib import Path
 from ultramem_megatron.errors import LaunchError
 
 ANSWER_SECONDS = 60.0
+UNREACHABLE = "UNREACHABLE"
+"""Not Slurm's word: it could not be asked, so the job may still be there."""
+NO_SUCH_JOB = "Invalid job id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +20,7 @@ class JobState:
 
     job: str
     state: str
-    """RUNNING, PENDING, COMPLETED, ...; UNKNOWN when Slurm has forgotten it."""
+    """RUNNING, PENDING, COMPLETED, ...; UNKNOWN when Slurm has forgotten it; or ``UNREACHABLE``, for ``reason``."""
     reason: str = ""
     nodes: str = ""
     time_left: str = ""
@@ -38,7 +41,9 @@ def try_submission(script: str) -> str:
 
 def find_state(job: str) -> JobState:
     """From the queue; of a job that has left it, from scontrol or sacct, whichever knows it."""
-    line = _ask(["squeue", "--noheader", f"--jobs={job}", "--format=%T|%r|%N|%L"]).strip()
+    line, silence = _in_queue(job)
+    if silence:
+        return JobState(job, UNREACHABLE, silence)
     controlled = _ask(["scontrol", "show", "job", "--oneliner", job])
     # values may hold spaces, but not those that are read here
     shown = dict(word.partition("=")[::2] for word in controlled.split() if "=" in word)
@@ -63,6 +68,21 @@ def requeue(job: str) -> None:
     _call(["scontrol", "requeue", job])
 
 
+def _in_queue(job: str) -> tuple[str, str]:
+    """Its line, "" when the queue has none; and why Slurm could not be asked, "" when it could."""
+    if not shutil.which("squeue"):
+        return "", "squeue is not on PATH"
+    command = ["squeue", "--noheader", f"--jobs={job}", "--format=%T|%r|%N|%L"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS)
+    except subprocess.TimeoutExpired:
+        return "", f"squeue did not answer within {ANSWER_SECONDS:.0f} s"
+    fault = " ".join(done.stderr.split())
+    if done.returncode and fault and NO_SUCH_JOB not in fault:
+        return "", fault
+    return (done.stdout.strip() if done.returncode == 0 else ""), ""
+
+
 def _call(command: Sequence[str], text: str | None = None) -> "subprocess.CompletedProcess[str]":
     """What it printed.
 
@@ -84,7 +104,7 @@ def _call(command: Sequence[str], text: str | None = None) -> "subprocess.Comple
 
 
 def _ask(command: Sequence[str]) -> str:
-    """What it prints, "" when it does not know: jobs that have left the queue, accounting that is switched off."""
+    """What it prints of a job that has left the queue, "" when it does not know: accounting may be switched off."""
     if not shutil.which(command[0]):
         return ""
     try:

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from ultramem_launch.ending import Ending, read_ending
-from ultramem_launch.slurm.client import JobState, find_state
+from ultramem_launch.slurm.client import UNREACHABLE, JobState, find_state
 from ultramem_launch.slurm.folder import JobFolder
 from ultramem_megatron.metrics import catalogue
 from ultramem_megatron.monitor.records import METRICS_FILE, decode_record
 
-ACTIVE = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
+ACTIVE = (
+    *("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"),
+    UNREACHABLE,  # a controller restarts, and its jobs go on
+)
 TAIL_BYTES = 1 << 20
 
 

@@ -16,6 +16,8 @@ DECIDED = {
     "nodes": "use --nodes",
     "ntasks": "use --nodes and --tasks-per-node",
     "ntasks-per-node": "use --tasks-per-node",
+    "gpus-per-node": "use --gpus-per-node",
+    "time": "use --time, from which the run knows when to save",
     "array": "use --array",
     "output": "logs lie in the run folder",
     "signal": "use --stop-before",

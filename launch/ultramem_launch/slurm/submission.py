@@ -118,7 +118,8 @@ def _refuse_second_job(folder: JobFolder) -> None:
     for job in folder.job_ids():
         state = client.find_state(job)
         if is_active(state.state):
+            why = f" ({state.reason})" if state.reason else ""
             raise LaunchError(
-                f"--run-dir {folder.run_dir}: job {job} of this run is {state.state}, and two jobs would write into "
-                f"one folder; `ultramem cancel --run-dir {folder.run_dir}` first, or name another folder"
+                f"--run-dir {folder.run_dir}: job {job} of this run is {state.state}{why}, and two jobs would write "
+                f"into one folder; `ultramem cancel --run-dir {folder.run_dir}` first, or name another folder"
             )

@@ -47,7 +47,9 @@ def calibrate(
     from ultramem_megatron.planning.calibration.fit import MAX_ERROR_FRACTION
 
     title = name or out.stem
-    allowed = max_error or (math.inf if quick else MAX_ERROR_FRACTION)
+    allowed = max_error
+    if allowed is None:
+        allowed = math.inf if quick else MAX_ERROR_FRACTION
     if nccl_tests:
         _import(nccl_tests, out, title, base, allowed)
     elif is_one_of_several() or not local:

@@ -9,7 +9,7 @@ import typer
 if TYPE_CHECKING:
     from ultramem_launch.slurm.submission import Submission
 
-Text = Annotated[str, typer.Option(metavar="TEXT")]
+Text = Annotated[str, typer.Option(metavar="TEXT", help="As of sbatch.")]
 
 
 def submit(

@@ -61,6 +61,14 @@ def test_what_was_measured_says_so_and_the_rest_keeps_its_source() -> None:
     assert max(profile.fit.error_fractions.values()) < 0.03
 
 
+def test_one_process_has_no_collectives_and_keeps_those_of_the_base() -> None:
+    base = built_in_profile("cpu-loopback")
+    profile = fit([p for p in machine_points() if not p.path.startswith(("node.", "overlap."))])
+    assert (profile.node, profile.overlap_fraction) == (base.node, base.overlap_fraction)
+    assert profile.source("overlap_fraction") == base.source("overlap_fraction")
+    assert profile.source("gather").trust is Trust.MEASURED
+
+
 def test_a_profile_is_read_back_as_it_was_fitted(tmp_path: Path) -> None:
     profile = fit(machine_points())
     save_profile(profile, tmp_path / "here.json")

@@ -37,6 +37,9 @@ def test_what_was_measured_is_known() -> None:
     results = BenchResults().with_measurements([MEASUREMENT])
     assert results.has(PartitionName.NUMBER_WISE, SHAPE)
     assert not results.has(PartitionName.DIMENSION_WISE, SHAPE)
+    grid = MEASUREMENT.model_copy(update={"partition": PartitionName.GRID, "node_size": 2})
+    assert results.with_measurements([grid]).has(PartitionName.GRID, SHAPE, 2)
+    assert not results.with_measurements([grid]).has(PartitionName.GRID, SHAPE, 4)
     assert not results.has(PartitionName.NUMBER_WISE, SHAPE.model_copy(update={"tokens": 9}))
 
 

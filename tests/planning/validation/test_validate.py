@@ -68,6 +68,12 @@ def test_tau_within_shapes_tells_a_model_of_sizes_from_one_of_strategies() -> No
     assert score.kendall_tau_within is None
 
 
+def test_a_shape_whose_strategies_cost_the_same_says_nothing_of_their_order() -> None:
+    level_once = Predictor("half", lambda one: Prediction(1.0 if one.shape.tokens == 16 else one.total.median))
+    (score,) = score_all(RESULTS, [level_once])
+    assert score.kendall_tau_within == 1.0
+
+
 def test_bytes_and_constants_are_those_of_the_planner_and_of_torchrec() -> None:
     _, by_bytes, constants, *_ = predictors([built_in_profile("cpu-loopback")])
     number, dimension = RESULTS[:2]

@@ -63,6 +63,8 @@ def fit_profile(
     errors = {name: rows_error(rows[name], _of(points, name), memory_rate) for name in rows}
     levels, collective_errors = _fit_levels(points, base)
     errors |= collective_errors
+    overlap = _overlap(points)
+    measured = [*_MEASURED, *([] if overlap is None else ["overlap_fraction"]), *collective_errors]
     _refuse_bad(errors, points, levels, max_error_fraction)
     return base.model_copy(
         update={
@@ -74,9 +76,9 @@ def fit_profile(
             "sort_items_per_second": 1 / _only(points, "sort").seconds,
             "gemm": _gemm(points),
             "launch_seconds": _only(points, "launch").seconds,
-            "overlap_fraction": _overlap(points),
+            "overlap_fraction": base.overlap_fraction if overlap is None else overlap,
             **{level.value: curves for level, curves in levels.items()},
-            "sources": _sources(base, [*_MEASURED, *collective_errors], fingerprint),
+            "sources": _sources(base, measured, fingerprint),
             "fit": Fit(
                 date=fingerprint.date, fingerprint=fingerprint.flat(), error_fractions=errors, points=tuple(points)
             ),
@@ -124,7 +126,7 @@ _ROWS = ("gather", "scatter", "pool_forward", "pool_backward")
 _MEASURED = (
     *("ranks_per_node", "memory_bytes", "memory_bytes_per_second", "gemm"),
     *_ROWS,
-    *("sort_items_per_second", "launch_seconds", "overlap_fraction"),
+    *("sort_items_per_second", "launch_seconds"),
 )
 
 
@@ -186,8 +188,10 @@ def _gemm(points: Sequence[FitPoint]) -> GemmRates:
     return GemmRates(**rates)
 
 
-def _overlap(points: Sequence[FitPoint]) -> float:
-    """Share of the shorter of two works that went beside the other."""
+def _overlap(points: Sequence[FitPoint]) -> float | None:
+    """Share of the shorter of two works that went beside the other; None of one process, which has no collectives."""
+    if not any(point.path.startswith("overlap.") for point in points):
+        return None
     products, collective, both = (_only(points, f"overlap.{one}").seconds for one in ("products", "collective", "both"))
     return min(1.0, max(0.0, (products + collective - both) / min(products, collective)))
 

@@ -121,9 +121,10 @@ class BenchResults(_Record):
 
     measurements: tuple[Measurement, ...] = ()
 
-    def has(self, partition: PartitionName, shape: BenchShape) -> bool:
-        """Whether it was measured already."""
-        return any(one.partition is partition and one.shape == shape for one in self.measurements)
+    def has(self, partition: PartitionName, shape: BenchShape, node_size: int | None = None) -> bool:
+        """Whether it was measured already; ``node_size`` matters to a grid alone."""
+        wanted = (partition, shape, node_size if partition is PartitionName.GRID else None)
+        return any((one.partition, one.shape, one.node_size) == wanted for one in self.measurements)
 
     def with_measurements(self, more: Sequence[Measurement]) -> "BenchResults":
         """The same and ``more``."""

@@ -41,7 +41,7 @@ class Score(_Record):
     """Over all measurements."""
 
     kendall_tau_within: float | None
-    """Of the strategies of each shape, mean of the shapes."""
+    """Of the strategies of each shape, mean of the shapes where the predictor sees any difference."""
 
     mean_error_fraction: float | None
     coverage_fraction: float | None
@@ -99,7 +99,7 @@ def _score(predictor: Predictor, measurements: Sequence[Measurement], by_shape: 
         mean_regret_fraction=sum(regrets) / len(regrets),
         worst_regret_fraction=max(regrets),
         kendall_tau=_known(kendall_tau(costs, seconds)) if predictor.is_cost else None,
-        kendall_tau_within=_known(sum(taus) / len(taus)) if predictor.is_cost else None,
+        kendall_tau_within=_mean_of_known(taus) if predictor.is_cost else None,
         mean_error_fraction=mean_error_fraction(costs, seconds) if predictor.is_time else None,
         coverage_fraction=_coverage(predictions, seconds) if predictor.is_time else None,
         choices=tuple(choices),
@@ -109,6 +109,11 @@ def _score(predictor: Predictor, measurements: Sequence[Measurement], by_shape: 
 
 def _known(value: float) -> float | None:
     return None if math.isnan(value) else value
+
+
+def _mean_of_known(values: Sequence[float]) -> float | None:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else None
 
 
 def _coverage(predictions: Sequence[Prediction], seconds: Sequence[float]) -> float:
