@@ -121,7 +121,7 @@ def test_a_rank_that_does_not_heed_sigterm_is_killed(launch: Launch, tmp_path: P
     body = """
 signal.signal(signal.SIGTERM, lambda *_: None)
 Path(f"pid-{rank}").write_text(str(os.getpid()))
-while not Path("pid-1").exists():
+while not all(Path(f"pid-{other}").exists() for other in range(2)):
     time.sleep(0.01)
 if rank == 1:
     sys.exit(4)

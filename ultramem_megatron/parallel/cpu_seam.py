@@ -113,10 +113,14 @@ class HostStream(torch.cpu.Stream):
 
 
 def _use_host_device() -> list[Undo]:
-    return [
-        put(torch.cuda, "current_device", torch.cpu.current_device),
-        put(torch.cuda, "synchronize", torch.cpu.synchronize),
-    ]
+    def current_device() -> Any:
+        return torch.cpu.current_device()
+
+    def synchronize(device: Any = None) -> None:
+        torch.cpu.synchronize()
+
+    # functions of their own: torch.compile keeps a list of these, and refuses one that stands there twice
+    return [put(torch.cuda, "current_device", current_device), put(torch.cuda, "synchronize", synchronize)]
 
 
 def _keep_tensor_on_host() -> list[Undo]:
