@@ -7,7 +7,20 @@ from pathlib import Path
 import typer
 
 from ultramem_launch import exit_codes
-from ultramem_launch.verbs import checkpoint, data, doctor, eval, generate, info, monitor, plan, pretrain, recipes
+from ultramem_launch.verbs import (
+    checkpoint,
+    data,
+    doctor,
+    eval,
+    generate,
+    info,
+    job,
+    monitor,
+    plan,
+    pretrain,
+    recipes,
+    submit,
+)
 from ultramem_megatron.errors import UltraMemError
 
 app = typer.Typer(
@@ -25,6 +38,11 @@ for verb in (
     info.info,
     plan.plan,
     pretrain.pretrain,
+    submit.submit,
+    job.status,
+    job.logs,
+    job.cancel,
+    job.requeue,
     generate.generate,
     monitor.monitor,
     recipes.recipes,

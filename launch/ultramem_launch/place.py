@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from ultramem_launch.slurm_place import SLURM_VARIABLES, find_slurm_task, refuse_contradictions, slurm_rendezvous
 from ultramem_megatron.errors import LaunchError
 
 if TYPE_CHECKING:
@@ -16,11 +17,12 @@ RENDEZVOUS = "ULTRAMEM_RENDEZVOUS"
 """Where the ranks of ``--local`` meet; without it the variables of torchrun are read."""
 
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+"""What torchrun sets, and ``--local``. Tasks of srun have others: ``slurm_place.py``."""
 
 
 def is_one_of_several(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether a launcher started this process as one rank of a run; ``find_place`` checks that it did so fully."""
-    return any(name in environment for name in RANK_VARIABLES)
+    return any(name in environment for name in RANK_VARIABLES) or find_slurm_task(environment) is not None
 
 
 def refuse_nested_launch(local: int, environment: Mapping[str, str] = os.environ) -> None:
@@ -32,7 +34,7 @@ def refuse_nested_launch(local: int, environment: Mapping[str, str] = os.environ
     if is_one_of_several(environment):
         raise LaunchError(
             f"--local {local} starts {local} processes, but this process is already a rank of a launcher such as "
-            f"torchrun ({_set_variables(environment)}); leave --local out, or start without torchrun"
+            f"torchrun ({_set_variables(environment)}); leave --local out, or start without torchrun or srun"
         )
 
 
@@ -53,10 +55,19 @@ def find_place(environment: Mapping[str, str] = os.environ) -> "ProcessPlace":
     """The place that the launcher gave, or that of a lone process.
 
     Raises:
-        LaunchError: A rank variable is missing, is no number, or contradicts another one.
+        LaunchError: A rank variable is missing, is no number, or contradicts another one; launchers disagree.
     """
     from ultramem_megatron.parallel.process import ProcessPlace
 
+    task = find_slurm_task(environment)
+    if not any(name in environment for name in RANK_VARIABLES) and task is not None:
+        return ProcessPlace(
+            rank=task.rank,
+            world_size=task.world_size,
+            local_rank=task.local_rank,
+            local_world_size=task.local_world_size,
+            rendezvous=slurm_rendezvous(environment),
+        )
     if not is_one_of_several(environment):
         folder = tempfile.mkdtemp(prefix="ultramem-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -71,6 +82,8 @@ def find_place(environment: Mapping[str, str] = os.environ) -> "ProcessPlace":
             f"LOCAL_RANK = {local_rank}, LOCAL_WORLD_SIZE = {local_world_size} and WORLD_SIZE = {world_size} "
             "contradict each other; start all ranks with one launcher"
         )
+    if task is not None and RENDEZVOUS not in environment:
+        refuse_contradictions(task, environment)
     if RENDEZVOUS not in environment:
         _number(environment, "MASTER_PORT")
         if not environment.get("MASTER_ADDR"):
@@ -95,4 +108,5 @@ def _number(environment: Mapping[str, str], name: str) -> int:
 
 
 def _set_variables(environment: Mapping[str, str]) -> str:
-    return ", ".join(f"{name}={environment[name]}" for name in RANK_VARIABLES if name in environment)
+    names = (*RANK_VARIABLES, *SLURM_VARIABLES)
+    return ", ".join(f"{name}={environment[name]}" for name in names if name in environment)

@@ -4,7 +4,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ultramem_launch import exit_codes
+from ultramem_launch import ending
+from ultramem_launch.ending import Ending, attempt_of_this_process, clear_ending, failures_recorded, record_ending
 from ultramem_launch.place import find_place
 from ultramem_megatron.errors import LaunchError, PlanError
 
@@ -56,10 +57,19 @@ def make_plan(config: "RunConfig", run_dir: Path, cluster: "ClusterSpec") -> "Pl
 def run_rank(config: "RunConfig", run_dir: Path) -> int:
     """Train as the rank that the launcher says this is.
 
+    Why it ended is written to the run folder first (``ending.py``).
+
     Returns:
         The exit status.
     """
     place = find_place()
+    if place.rank == 0 and not attempt_of_this_process():
+        clear_ending(run_dir)
+    with failures_recorded(run_dir, place.rank):
+        return _run_rank(config, run_dir, place)
+
+
+def _run_rank(config: "RunConfig", run_dir: Path, place: "ProcessPlace") -> int:
     check_run(config, run_dir, place.world_size)
     from ultramem_megatron.parallel.accelerators import refuse_wrong_apex
     from ultramem_megatron.parallel.process import start_process
@@ -76,9 +86,12 @@ def run_rank(config: "RunConfig", run_dir: Path) -> int:
     plan = on_first_rank(lambda: make_plan(config, run_dir, _allocated(place, device)))
     if place.rank == 0:
         print(f"memory tables: {plan.chosen.label if plan.chosen else 'none'}; run folder {run_dir}", flush=True)
-    outcome = pretrain(config, plan, run_dir, device)
+    finished = pretrain(config, plan, run_dir, device) is Outcome.FINISHED
+    how = ending.Outcome.FINISHED if finished else ending.Outcome.PREEMPTED
+    # the others leave once it is written: a launcher may end all ranks when the first one has left
+    on_first_rank(lambda: record_ending(run_dir, Ending(outcome=how, rank=0, attempt=attempt_of_this_process())))
     destroy_groups()
-    return exit_codes.FINISHED if outcome is Outcome.FINISHED else exit_codes.STOPPED
+    return ending.RULES[how].exit_status
 
 
 def _allocated(place: "ProcessPlace", device: "torch.device") -> "ClusterSpec":

@@ -1,10 +1,13 @@
 """One process of a run: its device, its backend, its place among the others."""
 
 import datetime
+import ipaddress
 import os
+import socket
 import sys
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,14 +24,14 @@ class ProcessPlace:
     local_rank: int
     local_world_size: int
     rendezvous: str
-    """``tcp://host:port`` or ``file:///path``, the same on every rank."""
+    """``tcp://host:port``, ``file:///path`` or ``env://`` (MASTER_ADDR and MASTER_PORT), the same on every rank."""
 
 
 def start_process(place: ProcessPlace, *, timeout_seconds: float = 600.0) -> torch.device:
     """Choose the device, make megatron-core usable on it, and meet the other ranks.
 
     Raises:
-        LaunchError: There are fewer GPUs than processes.
+        LaunchError: There are fewer GPUs than processes, or rank 0 cannot listen where the others look for it.
 
     Returns:
         The device: ``cuda:<local rank>`` where CUDA exists, else ``cpu``.
@@ -41,12 +44,47 @@ def start_process(place: ProcessPlace, *, timeout_seconds: float = 600.0) -> tor
     mcore_repairs.install()
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        init_method=place.rendezvous,
         rank=place.rank,
         world_size=place.world_size,
         timeout=datetime.timedelta(seconds=timeout_seconds),
+        **_meeting_point(place, timeout_seconds),
     )
     return device
+
+
+def _meeting_point(place: ProcessPlace, timeout_seconds: float) -> dict[str, Any]:
+    """Arguments of ``init_process_group`` that say where the ranks meet."""
+    if not place.rendezvous.startswith("tcp://"):
+        return {"init_method": place.rendezvous}
+    host, _, port = place.rendezvous.removeprefix("tcp://").rpartition(":")
+    store = dist.TCPStore(
+        host,
+        int(port),
+        place.world_size,
+        is_master=place.rank == 0,
+        timeout=datetime.timedelta(seconds=timeout_seconds),
+        master_listen_fd=_listen(host, int(port)) if place.rank == 0 else None,
+    )
+    return {"store": dist.PrefixStore("ultramem", store)}
+
+
+def _listen(host: str, port: int) -> int:
+    """A socket of rank 0 for the others. PyTorch's own would listen on every network of the machine.
+
+    A name may mean loopback on its own machine alone (Debian writes that into /etc/hosts); the others know another
+    address by it, so then there is no choice.
+    """
+    try:
+        address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4][0]
+        is_name = host != address
+        everywhere = is_name and host != "localhost" and ipaddress.ip_address(address).is_loopback
+        family = socket.AF_INET6 if ":" in str(address) else socket.AF_INET
+        return socket.create_server(("" if everywhere else str(address), port), family=family, backlog=4096).detach()
+    except OSError as error:
+        raise LaunchError(
+            f"rank 0 cannot listen on {host}:{port} for the other ranks: {error.strerror or error}; set MASTER_ADDR to "
+            "an address of its machine and MASTER_PORT to a free port, the same for all ranks"
+        ) from None
 
 
 def _use_cuda(place: ProcessPlace) -> torch.device:
@@ -69,7 +107,8 @@ def _use_cpu(place: ProcessPlace) -> torch.device:
 
     if "OMP_NUM_THREADS" not in os.environ:  # else whoever started us has shared the cores out
         torch.set_num_threads(max(1, _usable_cores() // place.local_world_size))
-    if place.local_world_size == place.world_size and sys.platform == "linux":
+    here = place.local_world_size == place.world_size or place.rendezvous.startswith("tcp://127.")
+    if here and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: nothing listens beyond it
     cpu_seam.install()
     return torch.device("cpu")

@@ -21,6 +21,7 @@ def pretrain(
 
     Example: ultramem pretrain quickstart training.steps=500 --run-dir runs/first --local 4
     """
+    from ultramem_launch.ending import Ending, Outcome, clear_ending, record_ending
     from ultramem_launch.local import run_local_processes
     from ultramem_launch.place import is_one_of_several, refuse_nested_launch
     from ultramem_launch.pretrain import check_run, run_rank
@@ -32,9 +33,12 @@ def pretrain(
         sys.exit(run_rank(settings, run_dir))
     check_run(settings, run_dir, local)
     typer.echo(f"{local} {'process' if local == 1 else 'processes'} on this machine")
+    clear_ending(run_dir)
     status = run_local_processes(local, ["pretrain", config, *(overrides or []), "--run-dir", str(run_dir)])
     if status in (exit_codes.FINISHED, exit_codes.STOPPED):
         _say_where(run_dir, status)
+    elif status != exit_codes.BAD_INPUT:
+        record_ending(run_dir, Ending(outcome=Outcome.FAILED, reason=f"a rank ended with status {status}"))
     sys.exit(status)
 
 

@@ -1,0 +1,131 @@
+"""Every start of a job and what came of it, and whether to start once more. Pure decisions; ``batch.py`` acts on them.
+
+The rule that bounds restarts: a start that left a newer checkpoint than it found may be followed by any number of
+others, for a run has only so many steps. ``max_restarts`` in a row that got no further end the job.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ultramem_launch.ending import RULES, Ending, Outcome
+
+KILLED_BY_SIGNAL = 128
+BAD_INPUT_STATUS = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attempt:
+    """One start of a job."""
+
+    name: str
+    """``<job id>.<restart>``."""
+    nodes: int
+    first_step: int
+    """Newest checkpoint when it began."""
+    started: float
+    last_step: int | None = None
+    """Newest checkpoint when it ended; None while it runs."""
+    outcome: Outcome | None = None
+    reason: str = ""
+    ended: float | None = None
+
+    @property
+    def job(self) -> str:
+        """Without the restart."""
+        return self.name.rpartition(".")[0]
+
+    @property
+    def got_further(self) -> bool:
+        """Whether it left a newer checkpoint."""
+        return (self.last_step or 0) > self.first_step
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "Attempt":
+        """What ``to_dict`` gave."""
+        outcome = content["outcome"]
+        return cls(**{**content, "outcome": Outcome(outcome) if outcome else None})
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the job does next."""
+
+    ending: Ending
+    restart: bool
+    words: str
+    """For the log."""
+
+
+def judge(
+    *,
+    ending: Ending | None,
+    step_status: int,
+    asked: str,
+    lost_nodes: Sequence[str],
+    attempt: str,
+) -> Ending:
+    """Why this start ended.
+
+    Args:
+        ending: What a rank or the checks of the nodes said, None if nothing was said.
+        step_status: srun's exit status; believed only where nobody said anything.
+        asked: Signal that the script got: ``USR1`` (the time limit is near), ``TERM`` or ``none``.
+        lost_nodes: Nodes that no longer answer.
+        attempt: Of this start.
+    """
+    if lost_nodes and (ending is None or ending.outcome in (Outcome.FAILED, Outcome.HUNG)):
+        # the ranks of the other nodes failed because of it
+        words = f"{' and '.join(lost_nodes)} no longer {'answers' if len(lost_nodes) == 1 else 'answer'}"
+        return Ending(outcome=Outcome.NODE_LOST, reason=words, attempt=attempt)
+    if ending is not None:
+        return ending
+    if asked != "none":
+        words = f"SIG{asked} ended it before it could save"
+        return Ending(outcome=Outcome.PREEMPTED, reason=words, attempt=attempt)
+    if step_status == BAD_INPUT_STATUS:
+        return Ending(outcome=Outcome.BAD_INPUT, reason="see the end of the log", attempt=attempt)
+    words = f"it ended without a word, srun's status is {step_status}"
+    if step_status > KILLED_BY_SIGNAL:
+        words += f": a rank was killed by signal {step_status - KILLED_BY_SIGNAL} (9 is often a lack of memory)"
+    return Ending(outcome=Outcome.FAILED, reason=words, attempt=attempt)
+
+
+def decide(ending: Ending, asked: str, attempts: Sequence[Attempt], max_restarts: int) -> Verdict:
+    """Whether to start again.
+
+    Args:
+        ending: Of the last attempt.
+        asked: As for ``judge``.
+        attempts: Of this job, the one that ended last.
+        max_restarts: Starts in a row without a newer checkpoint that may follow the first such.
+    """
+    what = f"{ending.outcome}: {ending.reason}" if ending.reason else str(ending.outcome)
+    if not RULES[ending.outcome].restarts:
+        return Verdict(ending, False, what)
+    if asked == "TERM":
+        return Verdict(ending, False, f"{what}; SIGTERM came from Slurm or a user, who decide whether it goes on")
+    fruitless = count_fruitless(attempts)
+    if fruitless > max_restarts:
+        words = f"{what}; gives up after {fruitless} starts in a row without a newer checkpoint"
+        return Verdict(ending, False, words)
+    return Verdict(ending, True, f"{what}; starts again ({fruitless} of {max_restarts} starts without progress)")
+
+
+def count_fruitless(attempts: Sequence[Attempt]) -> int:
+    """How many at the end of the list left no newer checkpoint."""
+    count = 0
+    for attempt in reversed(attempts):
+        if attempt.got_further:
+            break
+        count += 1
+    return count
+
+
+def close(attempt: Attempt, ending: Ending, last_step: int, now: float) -> Attempt:
+    """The attempt with its end."""
+    return replace(attempt, outcome=ending.outcome, reason=ending.reason, last_step=last_step, ended=now)

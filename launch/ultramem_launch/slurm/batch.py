@@ -1,0 +1,202 @@
+"""The batch script's helper, on the first node of a job: ``python -m ultramem_launch.slurm.batch VERB``.
+
+It imports no torch: with containers, the ranks' Python is another one. Exit statuses are for ``pretrain.sbatch``.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from ultramem_launch.ending import (
+    RULES,
+    Ending,
+    Outcome,
+    attempt_of_this_process,
+    clear_ending,
+    read_ending,
+    replace_ending,
+)
+from ultramem_launch.slurm.attempts import Attempt, close, decide, judge
+from ultramem_launch.slurm.folder import JobFolder
+from ultramem_launch.slurm.nodes import bad_nodes, read_facts, read_speeds, slow_nodes, write_token
+from ultramem_megatron.errors import UltraMemError
+from ultramem_megatron.files import write_json, write_text
+
+NOTHING_LEFT = 10
+START_AGAIN = 100
+PROBE_SECONDS = 60
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status."""
+    options = _parse(arguments)
+    folder = JobFolder(Path(options.run_dir))
+    try:
+        match options.verb:
+            case "begin":
+                return begin(folder, options.allocated, options.tasks_per_node, options.chain)
+            case "passed":
+                return passed(folder, options.nodes.split(), all_reduce=options.all_reduce)
+            case _:
+                lost = find_lost_nodes() if _may_have_lost_nodes(folder) else []
+                requeue = options.requeue == "yes"
+                return end(folder, options.step_status, options.asked, lost, options.max_restarts, requeue)
+    except UltraMemError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        replace_ending(folder.run_dir, Ending(outcome=Outcome.BAD_INPUT, reason=str(error)))
+        return 2
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="ultramem_launch.slurm.batch", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    one = verbs.add_parser("begin", help="note the start; 10: there is nothing to do")
+    one.add_argument("--allocated", type=int, required=True)
+    one.add_argument("--tasks-per-node", type=int, required=True)
+    one.add_argument("--chain", type=int, required=True)
+    two = verbs.add_parser("passed", help="whether all nodes passed their checks")
+    two.add_argument("--nodes", default="")
+    two.add_argument("--all-reduce", action="store_true")
+    three = verbs.add_parser("judge", help="note why it ended; 100: start again")
+    three.add_argument("--step-status", type=int, required=True)
+    three.add_argument("--asked", required=True)
+    three.add_argument("--max-restarts", type=int, required=True)
+    three.add_argument("--requeue", choices=("yes", "no"), required=True)
+    for verb in (one, two, three):
+        verb.add_argument("--run-dir", required=True)
+    return parser.parse_args(arguments)
+
+
+def begin(folder: JobFolder, allocated: int, tasks_per_node: int, chain: int) -> int:
+    """Note that the job starts, on how many nodes, and forget how it ended before."""
+    attempt = attempt_of_this_process()
+    before = [Attempt.from_dict(content) for content in folder.read_attempts()]
+    if chain > 1 and before and before[-1].job != attempt.rpartition(".")[0]:
+        last = read_ending(folder.run_dir)
+        if last is not None and last.attempt == before[-1].name and not RULES[last.outcome].restarts:
+            print(f"{last.outcome}: nothing for this job of the chain to do")
+            return NOTHING_LEFT
+    nodes = usable_nodes(folder.config, allocated, tasks_per_node)
+    if before and before[-1].outcome is None:
+        reason = "the first node was lost: Slurm started the job again, and nobody was left to say why"
+        ending = Ending(outcome=Outcome.NODE_LOST, reason=reason)
+        before[-1] = close(before[-1], ending, folder.newest_step(), time.time())
+    started = Attempt(name=attempt, nodes=nodes, first_step=folder.newest_step(), started=time.time())
+    write_json(folder.attempts, [one.to_dict() for one in [*before, started]])
+    write_text(folder.nodes, f"{nodes}\n")
+    folder.exclude.unlink(missing_ok=True)
+    clear_ending(folder.run_dir)
+    write_token(folder.preflight(attempt))
+    return 0
+
+
+def usable_nodes(config: Path, allocated: int, tasks_per_node: int) -> int:
+    """The most of the allocated nodes over which batch and degrees of parallelism can be divided.
+
+    Raises:
+        ConfigError: None can; as for all of them.
+    """
+    from ultramem_megatron.config.load import load_run_config
+
+    settings = load_run_config(config)
+    for nodes in range(allocated, 0, -1):
+        try:
+            settings.check_world_size(nodes * tasks_per_node)
+        except UltraMemError:
+            continue
+        return nodes
+    settings.check_world_size(allocated * tasks_per_node)
+    raise AssertionError("one of these refuses")
+
+
+def passed(folder: JobFolder, nodes: Sequence[str], *, all_reduce: bool) -> int:
+    """Name the nodes that did not pass; 0 when all did."""
+    attempt = attempt_of_this_process()
+    facts = folder.preflight(attempt)
+    speeds = read_speeds(facts) if all_reduce else None
+    if all_reduce and speeds is None:
+        reason = "the all-reduce before training did not end; the log of the ranks says where"
+        replace_ending(folder.run_dir, Ending(outcome=Outcome.FAILED, reason=reason, attempt=attempt))
+        return 1
+    bad = bad_nodes(nodes, read_facts(facts)) if speeds is None else slow_nodes(speeds)
+    for node, words in bad.items():
+        print(f"preflight: {node}: {words}")
+    if not bad:
+        print(f"preflight: all nodes passed{' the all-reduce' if all_reduce else ''}")
+        return 0
+    # if all are bad it is not the nodes' fault, and others would be no better
+    outcome = Outcome.BAD_INPUT if set(bad) >= set(nodes) and not all_reduce else Outcome.BAD_NODE
+    reason = "; ".join(f"{node}: {words}" for node, words in bad.items())
+    replace_ending(folder.run_dir, Ending(outcome=outcome, reason=reason, attempt=attempt))
+    write_text(folder.exclude, ",".join(bad))
+    return 1
+
+
+def end(
+    folder: JobFolder, step_status: int, asked: str, lost_nodes: Sequence[str], max_restarts: int, requeue: bool
+) -> int:
+    """Note why the start ended and say what is next; ``START_AGAIN``, or the exit status of the job."""
+    attempt = attempt_of_this_process()
+    said = read_ending(folder.run_dir)
+    ending = judge(ending=said, step_status=step_status, asked=asked, lost_nodes=lost_nodes, attempt=attempt)
+    attempts = [Attempt.from_dict(content) for content in folder.read_attempts()]
+    attempts[-1] = close(attempts[-1], ending, folder.newest_step(), time.time())
+    write_json(folder.attempts, [one.to_dict() for one in attempts])
+    if ending is not said:
+        replace_ending(folder.run_dir, ending)
+    if lost_nodes:
+        write_text(folder.exclude, ",".join(lost_nodes))
+    own = [one for one in attempts if one.job == attempts[-1].job]
+    verdict = decide(ending, asked, own, max_restarts)
+    print(verdict.words, flush=True)
+    return START_AGAIN if verdict.restart and requeue else ending.exit_status
+
+
+def _may_have_lost_nodes(folder: JobFolder) -> bool:
+    ending = read_ending(folder.run_dir)
+    return ending is None or ending.outcome in (Outcome.FAILED, Outcome.HUNG)
+
+
+def find_lost_nodes() -> list[str]:
+    """Nodes of this job that Slurm has given up, or on which no step starts any more.
+
+    Once Slurm knows it ends the job, and then no step starts on any node; before, it takes minutes to know.
+    """
+    listed = _printed(["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]).split()
+    states = _printed(["sinfo", "--noheader", "-N", f"--nodes={','.join(listed)}", "--format=%N %T"])
+    given_up = lost_by_state(states)
+    job_state = _printed(["squeue", "--noheader", f"--jobs={os.environ['SLURM_JOB_ID']}", "--format=%T"]).strip()
+    if given_up or job_state != "RUNNING":
+        return given_up
+    with ThreadPoolExecutor(max_workers=32) as pool:
+        answers = list(pool.map(_answers, listed))
+    return [node for node, answered in zip(listed, answers, strict=True) if not answered]
+
+
+def lost_by_state(states: str) -> list[str]:
+    """Of lines ``NODE STATE`` those that are down, failing, or do not respond (``*``); each once."""
+    rows = [line.split() for line in states.splitlines()]
+    return list(
+        dict.fromkeys(node for node, state in rows if state.endswith("*") or state.startswith(("down", "fail")))
+    )
+
+
+def _printed(command: list[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True).stdout
+
+
+def _answers(node: str) -> bool:
+    step = ["srun", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={node}", "--quiet", "true"]
+    try:
+        return subprocess.run(step, capture_output=True, timeout=PROBE_SECONDS).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""Jobs on a real Slurm of two nodes: they train, save before the limit, outlive a node, give up when they should."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from .conftest import STEPS, Slurm, attempts_of, logs_of, newest_step, numbers_of
+
+pytestmark = pytest.mark.slow
+
+
+def status_of(run_dir: Path) -> dict[str, object]:
+    return json.loads((run_dir / "status.json").read_text())
+
+
+def test_two_nodes_give_the_same_run_as_one_machine(
+    slurm: Slurm, config: Path, undisturbed: list[dict[str, float]], tmp_path: Path
+) -> None:
+    run_dir = tmp_path / 'it\'s "a" run $(touch injected) `touch injected` %j ;&|<>'
+    job = slurm.submit(config, run_dir, "--nodes", "2")
+    listening = set()
+
+    def has_ended() -> bool:
+        shown = subprocess.run(["ss", "-ltnH"], capture_output=True, text=True).stdout
+        listening.update(line.split()[3] for line in shown.splitlines())
+        return bool(status_of(run_dir)) if (run_dir / "status.json").exists() else False
+
+    slurm.wait_until(has_ended, run_dir)
+    assert slurm.wait_for(job, run_dir)["JobState"] == "COMPLETED", logs_of(run_dir)
+    assert status_of(run_dir)["outcome"] == "finished"
+    assert numbers_of(run_dir) == undisturbed
+    [attempt] = attempts_of(run_dir)
+    assert (attempt["nodes"], attempt["last_step"], attempt["outcome"]) == (2, STEPS, "finished")
+    log = (run_dir / "logs" / f"{job}.0.log").read_text()
+    assert "0: all-reduce, GB/s: n1 " in log
+    assert {"0: n1", "1: n2"} <= {line.rpartition(": python")[0] for line in log.splitlines()}
+    assert [file for folder in (config.parent, tmp_path) for file in folder.rglob("injected")] == []
+    port = f":{20000 + int(job) % 10000}"
+    assert {address for address in listening if address.endswith(port)} <= {f"127.0.0.1{port}"}
+    shown = json.loads(slurm.ultramem("status", "--run-dir", str(run_dir), "--json", cwd=tmp_path).stdout)
+    assert (shown["state"], shown["step"], shown["checkpoint_step"]) == ("COMPLETED", STEPS, STEPS)
+    assert shown["ending"]["outcome"] == "finished"
+    followed = slurm.ultramem("logs", "--run-dir", str(run_dir), "--follow", cwd=tmp_path)
+    assert f"0: step {STEPS}/{STEPS} | loss" in followed.stdout
+
+
+def test_a_run_longer_than_the_time_limit_goes_on_until_it_is_done(
+    slurm: Slurm, config: Path, undisturbed: list[dict[str, float]], tmp_path: Path
+) -> None:
+    options = ("--nodes", "2", "--time", "1", "--stop-before", "10", "--preflight", "none")
+    job = slurm.submit(config, tmp_path / "run", *options, "--max-restarts", "9", TEST_PACE_SECONDS="0.6")
+    ended = slurm.wait_for(job, tmp_path / "run")
+    assert ended["JobState"] == "COMPLETED", logs_of(tmp_path / "run")
+    outcomes = [attempt["outcome"] for attempt in attempts_of(tmp_path / "run")]
+    assert outcomes[0] == "preempted" and outcomes[-1] == "finished"
+    assert len(outcomes) == int(ended["Restarts"]) + 1
+    assert numbers_of(tmp_path / "run") == undisturbed
+
+
+def test_a_lost_node_is_done_without(
+    slurm: Slurm, config: Path, undisturbed: list[dict[str, float]], tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    options = ("--nodes", "1-2", "--preflight", "nodes")
+    job = slurm.submit(config, run_dir, *options, TEST_PACE_SECONDS="0.3")
+    try:
+        slurm.wait_until(lambda: newest_step(run_dir) > 25, run_dir)
+        assert slurm.dev_cluster("stop-node", "n2").returncode == 0
+        ended = slurm.wait_for(job, run_dir)
+    finally:
+        slurm.dev_cluster("start-node", "n2")
+    assert ended["JobState"] == "COMPLETED", logs_of(run_dir)
+    before, after = attempts_of(run_dir)
+    assert (before["nodes"], before["outcome"]) == (2, "node_lost")
+    assert "n2 no longer answers" in before["reason"]
+    assert (after["nodes"], after["first_step"], after["outcome"]) == (1, before["last_step"], "finished")
+    records = numbers_of(run_dir)
+    assert [record["step"] for record in records] == [record["step"] for record in undisturbed]
+    expected = [record["train/loss"] for record in undisturbed]
+    assert [record["train/loss"] for record in records] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_run_that_always_crashes_is_given_up(slurm: Slurm, config: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    options = ("--nodes", "1", "--max-restarts", "1", "--preflight", "none")
+    job = slurm.submit(config, run_dir, *options, TEST_CRASH_AT_STEP="3")
+    ended = slurm.wait_for(job, run_dir)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "1:0", "1"), logs_of(run_dir)
+    assert [attempt["outcome"] for attempt in attempts_of(run_dir)] == ["failed", "failed"]
+    assert status_of(run_dir)["reason"] == "RuntimeError: crash in step 3, as the test asks"
+    assert (
+        "gives up after 2 starts in a row without a newer checkpoint" in (run_dir / "logs" / f"{job}.log").read_text()
+    )
+    assert "1: RuntimeError: crash in step 3" in (run_dir / "logs" / f"{job}.1.log").read_text()
