@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ultramem_launch import exit_codes
-from ultramem_megatron.errors import UltraMemError
+from ultramem_megatron.errors import DivergedError, RunFailure, UltraMemError
 from ultramem_megatron.files import write_json
 
 STATUS_FILE = "status.json"
@@ -137,9 +137,17 @@ def failures_recorded(run_dir: Path, rank: int) -> Iterator[None]:
     except UltraMemError as error:
         _record(run_dir, rank, Outcome.BAD_INPUT, str(error))
         raise
+    except RunFailure as error:
+        _record(run_dir, rank, outcome_of(error), str(error))
+        raise
     except Exception as error:
         _record(run_dir, rank, Outcome.FAILED, f"{type(error).__name__}: {error}")
         raise
+
+
+def outcome_of(error: RunFailure) -> Outcome:
+    """What the status file calls it."""
+    return Outcome.DIVERGED if isinstance(error, DivergedError) else Outcome.OUT_OF_DISK
 
 
 def _record(run_dir: Path, rank: int, outcome: Outcome, reason: str) -> None:

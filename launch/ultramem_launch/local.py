@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ultramem_launch import exit_codes
@@ -30,10 +30,18 @@ GRACE_SECONDS = 2.0
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def run_local_processes(num_processes: int, arguments: Sequence[str]) -> int:
+def run_local_processes(
+    num_processes: int, arguments: Sequence[str], on_killed: Callable[[int, int], None] = lambda rank, number: None
+) -> int:
     """Start ``python -m ultramem_launch ARGUMENTS`` as each rank and wait for all.
 
     Signals that ask a run to stop are handed on. When a rank fails the others are ended.
+
+    Args:
+        num_processes: Ranks.
+        arguments: Of each rank.
+        on_killed: Called with the rank and the signal when one ended a rank and nobody had asked for it: such a rank
+            says nothing itself, and what the others say is that a connection broke.
 
     Returns:
         The exit status of the run: that of the first rank that failed, else of rank 0.
@@ -46,7 +54,12 @@ def run_local_processes(num_processes: int, arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="ultramem-") as folder:
         ranks = [_start_rank(rank, num_processes, arguments, Path(folder)) for rank in range(num_processes)]
         asked = _hand_on_signals(ranks)
-        status = _wait_for_all(ranks)
+
+        def killed(rank: int, number: int) -> None:
+            if number not in asked:
+                on_killed(rank, number)
+
+        status = _wait_for_all(ranks, killed)
         if status - 128 in asked & {signal.SIGTERM, signal.SIGUSR1}:
             # before training it ends a rank at once: nothing was done yet, and to start again is the answer
             status = exit_codes.STOPPED
@@ -93,12 +106,15 @@ def _hand_on_signals(ranks: "list[subprocess.Popen[bytes]]") -> set[int]:
     return asked
 
 
-def _wait_for_all(ranks: "list[subprocess.Popen[bytes]]") -> int:
+def _wait_for_all(ranks: "list[subprocess.Popen[bytes]]", on_killed: Callable[[int, int], None]) -> int:
     failed = 0
     while None in [rank.poll() for rank in ranks]:  # a list: each of them must be asked
         failed = next((r.returncode for r in ranks if r.returncode not in (None, *_GOOD)), 0)
         if failed:
+            killed = [(rank, -r.returncode) for rank, r in enumerate(ranks) if (r.returncode or 0) < 0]
             _end(ranks)
+            for rank, number in killed[:1]:
+                on_killed(rank, number)
             break
         time.sleep(POLL_SECONDS)
     failed = failed or next((r.returncode for r in ranks if r.returncode not in _GOOD), 0)

@@ -1,5 +1,8 @@
 """A whole pretraining run on this process: set up, resume, train."""
 
+import logging
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,15 +23,32 @@ from ultramem_megatron.training.setup import build_run_groups, build_train_state
 from ultramem_megatron.training.state import TrainState
 from ultramem_megatron.training.stop import StopRequest
 from ultramem_megatron.training.validation import Validate
+from ultramem_megatron.training.watchdog import TakesLong, Watchdog, Watched
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 
 
-def pretrain(config: RunConfig, plan: Plan, run_dir: Path, device: torch.device) -> Outcome:
+def pretrain(
+    config: RunConfig,
+    plan: Plan,
+    run_dir: Path,
+    device: torch.device,
+    end_hung: Callable[[str], None] | None = None,
+) -> Outcome:
     """Train to ``training.steps`` from the newest checkpoint in ``run_dir``, or from scratch.
 
     Collective over the world. Nothing is written to the run folder before
     checkpoint, data and model were found in order.
+
+    Args:
+        config: The run's settings.
+        plan: Made for them and this number of ranks.
+        run_dir: Folder of the run.
+        device: Of this rank.
+        end_hung: Called by a thread, with the reason, when the run gets no further; ends the process.
+            None: nobody watches.
     """
     stop = StopRequest()
     stop.listen()
@@ -42,8 +62,11 @@ def pretrain(config: RunConfig, plan: Plan, run_dir: Path, device: torch.device)
         if dist.get_rank() == 0:
             print(f"resumed from {folder}: step {state.step} of {config.training.steps}", flush=True)
     write_run_files(config, plan, run_dir)
-    with _open_publisher(config, plan, run_dir, state) as publisher:
-        hooks = _hooks(publisher, state, run_dir, training_data, validation_data)
+    with (
+        _open_watchdog(config, run_dir, end_hung) as watchdog,
+        _open_publisher(config, plan, run_dir, state) as publisher,
+    ):
+        hooks = _hooks(publisher, watchdog, state, run_dir, training_data, validation_data)
         return run_loop(state, state.batches(training_data, state.consumed_samples), hooks, stop)
 
 
@@ -58,16 +81,23 @@ def write_run_files(config: RunConfig, plan: Plan, run_dir: Path) -> None:
 
 def _hooks(
     publisher: Publisher,
+    watchdog: Watchdog,
     state: TrainState,
     run_dir: Path,
     training_data: TokenSource,
     validation_data: dict[str, TokenSource],
 ) -> list[Hook]:
     """In the order in which they act; a step is reported before it is saved."""
-    hooks: list[Hook] = [ReportSteps(publisher, state.config), ReportMemory(publisher, state)]
+    hooks: list[Hook] = [Watched(watchdog), ReportSteps(publisher, state.config), ReportMemory(publisher, state)]
     if validation_data:
-        hooks.append(Validate(publisher, validation_data))
-    return [*hooks, SaveCheckpoints(run_dir / CHECKPOINTS, training_data.fingerprint, state.step)]
+        hooks.append(TakesLong(Validate(publisher, validation_data), watchdog, "validation"))
+    save = SaveCheckpoints(run_dir / CHECKPOINTS, training_data.fingerprint, state.step)
+    return [*hooks, TakesLong(save, watchdog, "saving a checkpoint")]
+
+
+def _open_watchdog(config: RunConfig, run_dir: Path, end: Callable[[str], None] | None) -> Watchdog:
+    settings = config.resilience if end else replace(config.resilience, hang_seconds=0.0)
+    return Watchdog(run_dir, settings, rank=dist.get_rank(), world_size=dist.get_world_size(), end=end or logger.error)
 
 
 def _open_publisher(config: RunConfig, plan: Plan, run_dir: Path, state: TrainState) -> Publisher:

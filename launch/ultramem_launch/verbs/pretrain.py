@@ -1,5 +1,7 @@
 """``ultramem pretrain``: train, on one process, on N of this machine, or as a rank of torchrun."""
 
+import functools
+import signal
 import sys
 from pathlib import Path
 
@@ -34,12 +36,25 @@ def pretrain(
     check_run(settings, run_dir, local)
     typer.echo(f"{local} {'process' if local == 1 else 'processes'} on this machine")
     clear_ending(run_dir)
-    status = run_local_processes(local, ["pretrain", config, *(overrides or []), "--run-dir", str(run_dir)])
+    arguments = ["pretrain", config, *(overrides or []), "--run-dir", str(run_dir)]
+    status = run_local_processes(local, arguments, functools.partial(_name_killed, run_dir))
     if status in (exit_codes.FINISHED, exit_codes.STOPPED):
         _say_where(run_dir, status)
     elif status != exit_codes.BAD_INPUT:
         record_ending(run_dir, Ending(outcome=Outcome.FAILED, reason=f"a rank ended with status {status}"))
     sys.exit(status)
+
+
+def _name_killed(run_dir: Path, rank: int, number: int) -> None:
+    """Said over what the other ranks took for the cause."""
+    from ultramem_launch.ending import Ending, Outcome, read_ending, replace_ending
+
+    said = read_ending(run_dir)
+    if run_dir.is_dir() and (said is None or said.outcome is Outcome.FAILED):
+        name = signal.Signals(number).name
+        hint = " (often a lack of memory)" if number == signal.SIGKILL else ""
+        replace_ending(run_dir, Ending(outcome=Outcome.FAILED, reason=f"rank {rank} was killed by {name}{hint}"))
+        typer.echo(f"rank {rank} was killed by {name}{hint}", err=True)
 
 
 def _say_where(run_dir: Path, status: int) -> None:
