@@ -17,6 +17,7 @@ from ultramem_megatron.config.load import to_plain
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.errors import CheckpointError
 from ultramem_megatron.parallel.agree import on_first_rank
+from ultramem_megatron.training.guard import Guard
 from ultramem_megatron.training.hooks import Hook
 from ultramem_megatron.training.state import StepResult, TrainState
 
@@ -32,11 +33,12 @@ class SaveCheckpoints(Hook):
 
     def after_step(self, state: TrainState, result: StepResult) -> None:
         interval = state.config.checkpoint.interval
-        if interval and result.step % interval == 0:
+        if interval and result.step % interval == 0 and not result.bad:
             self._save(state)
 
     def on_exit(self, state: TrainState) -> None:
-        if state.step > self.saved_step:
+        # several bad steps in a row: the fault may be in the weights, which must not replace a good checkpoint
+        if state.step > self.saved_step and state.guard.bad_in_a_row < 2:
             self._save(state)
 
     def _save(self, state: TrainState) -> None:
@@ -44,6 +46,10 @@ class SaveCheckpoints(Hook):
             step=state.step,
             consumed_samples=state.consumed_samples,
             consumed_tokens=state.consumed_tokens,
+            recent_losses=tuple(state.guard.recent_losses),
+            bad_steps=state.guard.bad_steps,
+            bad_in_a_row=state.guard.bad_in_a_row,
+            skipped_samples=tuple(state.guard.skipped_samples),
             data_fingerprint=self.data_fingerprint,
             world_size=dist.get_world_size(),
             plan=state.plan.model_dump(mode="json", by_alias=True),
@@ -140,4 +146,10 @@ def resume(state: TrainState, start: Start, root: Path, data_fingerprint: str) -
         )
     state.step = manifest.step
     state.consumed_samples, state.consumed_tokens = manifest.consumed_samples, manifest.consumed_tokens
+    state.guard = Guard(
+        recent_losses=list(manifest.recent_losses),
+        bad_steps=manifest.bad_steps,
+        bad_in_a_row=manifest.bad_in_a_row,
+        skipped_samples=list(manifest.skipped_samples),
+    )
     return folder

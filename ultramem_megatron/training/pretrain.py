@@ -13,14 +13,17 @@ from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.data.dataset import open_training_data, open_validation_data
 from ultramem_megatron.data.token_source import TokenSource
 from ultramem_megatron.files import write_text
+from ultramem_megatron.monitor.events import EventLog
 from ultramem_megatron.monitor.publish import Publisher, open_publisher
 from ultramem_megatron.planning.plan import Plan
 from ultramem_megatron.training.checkpointing import SaveCheckpoints, find_start, resume
+from ultramem_megatron.training.go_back import WayBack
 from ultramem_megatron.training.hooks import Hook
 from ultramem_megatron.training.loop import Outcome, run_loop
-from ultramem_megatron.training.reporting import ReportMemory, ReportSteps
+from ultramem_megatron.training.reporting import ReportBadSteps, ReportMemory, ReportSteps
 from ultramem_megatron.training.setup import build_run_groups, build_train_state
 from ultramem_megatron.training.state import TrainState
+from ultramem_megatron.training.step import GoBack
 from ultramem_megatron.training.stop import StopRequest
 from ultramem_megatron.training.validation import Validate
 from ultramem_megatron.training.watchdog import TakesLong, Watchdog, Watched
@@ -62,12 +65,19 @@ def pretrain(
         if dist.get_rank() == 0:
             print(f"resumed from {folder}: step {state.step} of {config.training.steps}", flush=True)
     write_run_files(config, plan, run_dir)
-    with (
-        _open_watchdog(config, run_dir, end_hung) as watchdog,
-        _open_publisher(config, plan, run_dir, state) as publisher,
-    ):
-        hooks = _hooks(publisher, watchdog, state, run_dir, training_data, validation_data)
-        return run_loop(state, state.batches(training_data, state.consumed_samples), hooks, stop)
+    events = EventLog(run_dir, reports=dist.get_rank() == 0)
+    way_back = WayBack(run_dir / CHECKPOINTS, training_data.fingerprint)
+    with _open_watchdog(config, run_dir, end_hung) as watchdog:
+        while True:
+            with _open_publisher(config, plan, run_dir, state) as publisher:
+                hooks = _hooks(publisher, events, watchdog, state, run_dir, training_data, validation_data)
+                try:
+                    return run_loop(state, state.training_batches(training_data), hooks, stop)
+                except GoBack as bad:
+                    watchdog.progress(state.step, "going back to a checkpoint", may_take_long=True)
+                    words = f"{bad}; {way_back.go(state)}"
+                    events.write(state.step, "bad_step", words)
+                    publisher.text(state.step, "bad step", words)
 
 
 def write_run_files(config: RunConfig, plan: Plan, run_dir: Path) -> None:
@@ -81,6 +91,7 @@ def write_run_files(config: RunConfig, plan: Plan, run_dir: Path) -> None:
 
 def _hooks(
     publisher: Publisher,
+    events: EventLog,
     watchdog: Watchdog,
     state: TrainState,
     run_dir: Path,
@@ -88,7 +99,12 @@ def _hooks(
     validation_data: dict[str, TokenSource],
 ) -> list[Hook]:
     """In the order in which they act; a step is reported before it is saved."""
-    hooks: list[Hook] = [Watched(watchdog), ReportSteps(publisher, state.config), ReportMemory(publisher, state)]
+    hooks: list[Hook] = [
+        Watched(watchdog),
+        ReportSteps(publisher, state.config),
+        ReportBadSteps(publisher, events),
+        ReportMemory(publisher, state),
+    ]
     if validation_data:
         hooks.append(TakesLong(Validate(publisher, validation_data), watchdog, "validation"))
     save = SaveCheckpoints(run_dir / CHECKPOINTS, training_data.fingerprint, state.step)
