@@ -1,22 +1,25 @@
 """When a run saves, and how it goes on from what was saved."""
 
 import logging
+import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
 
+from ultramem_megatron.checkpoint.disk import is_out_of_disk
 from ultramem_megatron.checkpoint.integrity import check_files
 from ultramem_megatron.checkpoint.load import check_same_model, load_checkpoint
 from ultramem_megatron.checkpoint.manifest import Manifest
 from ultramem_megatron.checkpoint.save import package_versions, save_checkpoint
-from ultramem_megatron.checkpoint.store import find_newest
+from ultramem_megatron.checkpoint.store import checkpoint_folders, find_newest, unfinished_folder
 from ultramem_megatron.config.load import to_plain
 from ultramem_megatron.config.run import RunConfig
-from ultramem_megatron.errors import CheckpointError
-from ultramem_megatron.parallel.agree import on_first_rank
+from ultramem_megatron.errors import CheckpointError, OutOfDiskError
+from ultramem_megatron.parallel.agree import any_rank, on_first_rank
 from ultramem_megatron.training.guard import Guard
 from ultramem_megatron.training.hooks import Hook
 from ultramem_megatron.training.state import StepResult, TrainState
@@ -58,8 +61,27 @@ class SaveCheckpoints(Hook):
             versions=package_versions(),
             files={},
         )
-        save_checkpoint(self.root, state.ddp, state.optimizer, manifest, state.config.checkpoint.keep)
+        try:
+            save_checkpoint(self.root, state.ddp, state.optimizer, manifest, state.config.checkpoint.keep)
+        except (OSError, CheckpointException) as error:
+            full = is_out_of_disk(error)
+            if isinstance(error, CheckpointException):  # on all ranks, but only some know why
+                full = any_rank(full, state.groups.device)
+            if full:
+                raise self._out_of_disk(state) from error
+            # torch's is no Exception, and would pass by whoever writes down why the run ended
+            raise RuntimeError(f"the checkpoint of step {state.step} could not be written: {error}") from error
         self.saved_step = state.step
+
+    def _out_of_disk(self, state: TrainState) -> OutOfDiskError:
+        """Whatever was written of the checkpoint goes, to make room for the status file and the last numbers."""
+        shutil.rmtree(unfinished_folder(self.root, state.step), ignore_errors=True)
+        kept = [folder.name for folder in checkpoint_folders(self.root)]
+        return OutOfDiskError(
+            f"there is no room in {self.root} for the checkpoint of step {state.step}; "
+            f"{f'{kept[0]} is kept' if kept else 'there is none before it'}. Make room or lower checkpoint.keep, then "
+            "start the same command again"
+        )
 
 
 Start = tuple[Path, Manifest]

@@ -1,12 +1,10 @@
 """One optimizer step."""
 
-import torch
-import torch.distributed as dist
-
 from ultramem_megatron.config.resilience import BadStep
 from ultramem_megatron.data.batch import Batch
 from ultramem_megatron.errors import DivergedError
 from ultramem_megatron.optim.guarded_step import step_if
+from ultramem_megatron.parallel.agree import any_rank
 from ultramem_megatron.training.forward_backward import run_micro_batches
 from ultramem_megatron.training.random_state import seed_step
 from ultramem_megatron.training.state import StepResult, TrainState
@@ -60,9 +58,8 @@ def _why_bad(state: TrainState, loss: float, gradient_norm: float) -> str:
     """What any rank has against the step; empty if none has. Collective over the world."""
     reason = state.guard.judge(state.config.resilience, loss, gradient_norm)
     # the numbers are sums over all ranks and should be the same; one rank that skips alone would ruin the run
-    flag = torch.tensor([int(bool(reason))], device=state.groups.device)
-    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-    return reason or ("another rank finds it bad" if flag.item() else "")
+    is_bad = any_rank(bool(reason), state.groups.device)
+    return reason or ("another rank finds it bad" if is_bad else "")
 
 
 def _act(state: TrainState, step: int, loss: float, reason: str) -> None:

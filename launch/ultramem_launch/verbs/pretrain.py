@@ -19,7 +19,8 @@ def pretrain(
 ) -> None:
     """Train a model; start the same command again to resume.
 
-    Exit status: 0 finished, 2 bad input, 75 saved and ended early on SIGTERM or SIGUSR1.
+    Exit status: 0 finished, 2 bad input, 75 saved and ended early on SIGTERM or SIGUSR1, 80 hung,
+    81 diverged, 82 no room for a checkpoint.
 
     Example: ultramem pretrain quickstart training.steps=500 --run-dir runs/first --local 4
     """
