@@ -8,6 +8,7 @@ import typer
 
 from ultramem_launch import exit_codes
 from ultramem_launch.verbs import (
+    calibrate,
     checkpoint,
     data,
     doctor,
@@ -20,6 +21,9 @@ from ultramem_launch.verbs import (
     pretrain,
     recipes,
     submit,
+    sweep,
+    validate,
+    volume,
 )
 from ultramem_megatron.errors import RunFailure, UltraMemError
 
@@ -37,6 +41,10 @@ for verb in (
     doctor.doctor,
     info.info,
     plan.plan,
+    volume.volume,
+    sweep.sweep,
+    calibrate.calibrate,
+    validate.validate,
     pretrain.pretrain,
     submit.submit,
     job.status,

@@ -30,16 +30,23 @@ GRACE_SECONDS = 2.0
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
+ULTRAMEM = (sys.executable, "-m", "ultramem_launch")
+
+
 def run_local_processes(
-    num_processes: int, arguments: Sequence[str], on_killed: Callable[[int, int], None] = lambda rank, number: None
+    num_processes: int,
+    arguments: Sequence[str],
+    program: Sequence[str] = ULTRAMEM,
+    on_killed: Callable[[int, int], None] = lambda rank, number: None,
 ) -> int:
-    """Start ``python -m ultramem_launch ARGUMENTS`` as each rank and wait for all.
+    """Start ``python -m ultramem_launch ARGUMENTS``, or another ``program`` with them, as each rank and wait for all.
 
     Signals that ask a run to stop are handed on. When a rank fails the others are ended.
 
     Args:
         num_processes: Ranks.
         arguments: Of each rank.
+        program: What they are given to.
         on_killed: Called with the rank and the signal when one ended a rank and nobody had asked for it: such a rank
             says nothing itself, and what the others say is that a connection broke.
 
@@ -52,7 +59,9 @@ def run_local_processes(
     if num_processes < 1:
         raise LaunchError(f"--local {num_processes} must be at least 1")
     with tempfile.TemporaryDirectory(prefix="ultramem-") as folder:
-        ranks = [_start_rank(rank, num_processes, arguments, Path(folder)) for rank in range(num_processes)]
+        ranks = [
+            _start_rank(rank, num_processes, [*program, *arguments], Path(folder)) for rank in range(num_processes)
+        ]
         asked = _hand_on_signals(ranks)
 
         def killed(rank: int, number: int) -> None:
@@ -68,7 +77,7 @@ def run_local_processes(
         return status
 
 
-def _start_rank(rank: int, world_size: int, arguments: Sequence[str], folder: Path) -> "subprocess.Popen[bytes]":
+def _start_rank(rank: int, world_size: int, command: Sequence[str], folder: Path) -> "subprocess.Popen[bytes]":
     environment = {
         **os.environ,
         "RANK": str(rank),
@@ -78,7 +87,6 @@ def _start_rank(rank: int, world_size: int, arguments: Sequence[str], folder: Pa
         RENDEZVOUS: f"file://{folder}/rendezvous",
         ERROR_FILE: str(folder / f"error-{rank:05d}"),
     }
-    command = [sys.executable, "-m", "ultramem_launch", *arguments]
     die_with_us = functools.partial(_die_with_parent, os.getpid())
     return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, preexec_fn=die_with_us)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ultramem_megatron.config.run import RunConfig
     from ultramem_megatron.parallel.process import ProcessPlace
     from ultramem_megatron.planning.cluster import ClusterSpec
+    from ultramem_megatron.planning.fingerprint import Fingerprint
     from ultramem_megatron.planning.plan import Plan
 
 
@@ -34,33 +35,70 @@ def check_run(config: "RunConfig", run_dir: Path, world_size: int) -> None:
         raise LaunchError(f"--run-dir {run_dir} is a file; name a folder, it is made when missing")
 
 
-def make_plan(config: "RunConfig", run_dir: Path, cluster: "ClusterSpec") -> "Plan":
-    """The plan of the run: the one it has, if that still fits, else a new one. Writes nothing.
+def make_plan(config: "RunConfig", run_dir: Path, cluster: "ClusterSpec", pinned: Path | None = None) -> "Plan":
+    """The plan of the run: the pinned one, or the one it has, if that still fits, else a new one. Writes nothing.
 
     Raises:
-        UltraMemError: Config and number of ranks do not fit together, or no partition fits.
+        UltraMemError: Config and number of ranks do not fit together, no partition fits, or the pinned plan is not of
+            this run.
     """
     from ultramem_megatron.planning.choose import choose_plan
     from ultramem_megatron.planning.plan import Plan, check_plan_matches
+    from ultramem_megatron.planning.plan_change import describe_change
 
     check_run(config, run_dir, cluster.num_ranks)
     saved = run_dir / "plan.json"
-    if saved.is_file():
+    before = _saved_plan(saved) if saved.is_file() else None
+    if pinned is not None:
+        plan = Plan.load(pinned)
         try:
-            plan = Plan.load(saved)
             check_plan_matches(plan, config, cluster.num_ranks)
         except PlanError as error:
-            # another layout than last time, perhaps; the checkpoint is free of it
-            logger.warning("%s. This run plans anew", str(error).removesuffix("."))
-        else:
-            return plan
-    return choose_plan(config, cluster)
+            raise PlanError(f"--plan {pinned}: {error}") from None
+    elif before is not None and _still_fits(before, config, cluster.num_ranks):
+        return before
+    else:
+        plan = choose_plan(config, cluster, current=before)
+    if before is not None and before.hash != plan.hash:
+        logger.warning("%s", describe_change(before, plan))
+    return plan
 
 
-def run_rank(config: "RunConfig", run_dir: Path) -> int:
+def _saved_plan(path: Path) -> "Plan | None":
+    """The plan that the run had, unless an older version wrote it."""
+    from ultramem_megatron.planning.plan import Plan
+
+    try:
+        return Plan.load(path)
+    except PlanError as error:
+        logger.warning("%s. This run plans anew", str(error).removesuffix("."))
+        return None
+
+
+def _still_fits(plan: "Plan", config: "RunConfig", world_size: int) -> bool:
+    """Whether the run can go on under it; another layout than last time is no fault, checkpoints are free of it."""
+    from ultramem_megatron.planning.plan import check_plan_matches
+
+    try:
+        check_plan_matches(plan, config, world_size)
+    except PlanError as error:
+        # the remedy in the error is for who pinned the plan; this run helps itself
+        logger.warning("%s; this run plans anew", str(error).partition("; plan again")[0])
+        return False
+    return True
+
+
+def run_rank(config: "RunConfig", run_dir: Path, *, plan_file: Path | None = None, profile: str | None = None) -> int:
     """Train as the rank that the launcher says this is.
 
     Why it ended is written to the run folder first (``ending.py``).
+
+    Args:
+        config: The run.
+        run_dir: Its folder.
+        plan_file: A plan to obey.
+        profile: How fast the machines are, as ``--cluster`` of ``ultramem plan`` names it; the built-in profile that is
+            nearest to the device unless told.
 
     Returns:
         The exit status.
@@ -69,10 +107,12 @@ def run_rank(config: "RunConfig", run_dir: Path) -> int:
     if place.rank == 0 and not attempt_of_this_process():
         clear_ending(run_dir)
     with failures_recorded(run_dir, place.rank):
-        return _run_rank(config, run_dir, place)
+        return _run_rank(config, run_dir, place, plan_file, profile)
 
 
-def _run_rank(config: "RunConfig", run_dir: Path, place: "ProcessPlace") -> int:
+def _run_rank(
+    config: "RunConfig", run_dir: Path, place: "ProcessPlace", plan_file: Path | None, profile: str | None
+) -> int:
     check_run(config, run_dir, place.world_size)
     from ultramem_megatron.parallel.accelerators import refuse_wrong_apex
     from ultramem_megatron.parallel.process import start_process
@@ -80,13 +120,15 @@ def _run_rank(config: "RunConfig", run_dir: Path, place: "ProcessPlace") -> int:
     refuse_wrong_apex()
     device = start_process(place, timeout_seconds=config.parallelism.timeout_seconds)
 
+    from ultramem_megatron.measuring.fingerprint import fingerprint
     from ultramem_megatron.parallel.agree import on_first_rank
     from ultramem_megatron.parallel.groups import destroy_groups
     from ultramem_megatron.training.loop import Outcome
     from ultramem_megatron.training.pretrain import pretrain
 
     # one rank plans for all: machines may differ in the memory that they see
-    plan = on_first_rank(lambda: make_plan(config, run_dir, _allocated(place, device)))
+    here = fingerprint(device)
+    plan = on_first_rank(lambda: _plan(config, run_dir, _allocated(place, device, profile), plan_file, here))
     if place.rank == 0:
         print(f"memory tables: {plan.chosen.label if plan.chosen else 'none'}; run folder {run_dir}", flush=True)
     end_hung = functools.partial(_end_hung, run_dir, place.rank)
@@ -106,24 +148,38 @@ def _end_hung(run_dir: Path, rank: int, reason: str) -> None:
     os._exit(ending.RULES[how].exit_status)
 
 
-def _allocated(place: "ProcessPlace", device: "torch.device") -> "ClusterSpec":
+def _plan(
+    config: "RunConfig", run_dir: Path, cluster: "ClusterSpec", plan_file: Path | None, here: "Fingerprint"
+) -> "Plan":
+    from ultramem_megatron.planning.staleness import stale_warning
+
+    stale = stale_warning(cluster, here.flat())
+    if stale:
+        logger.warning("%s", stale)
+    return make_plan(config, run_dir, cluster, plan_file)
+
+
+def _allocated(place: "ProcessPlace", device: "torch.device", profile_name: str | None) -> "ClusterSpec":
     """The machines of this run, taken to be like this one: GPU memory, or a share of the host's."""
-    from ultramem_megatron.planning.cluster import GPU_RESERVE_BYTES, ClusterSpec, local_cluster
+    from ultramem_megatron.planning.cluster import ClusterSpec, local_cluster, parse_cluster, profile_for_device
 
     nodes = place.world_size // place.local_world_size
-    if device.type == "cpu" and nodes == 1:
-        return local_cluster(place.world_size)
+    profile = parse_cluster(profile_name).profile if profile_name else None
     if device.type == "cpu":
-        memory_bytes, reserve_bytes = local_cluster(place.local_world_size).memory_bytes, 0
+        local = local_cluster(place.local_world_size, profile)
+        memory_bytes, reserve_bytes, profile = local.memory_bytes, local.reserve_bytes, local.profile
     else:
         import torch
 
-        memory_bytes = torch.cuda.get_device_properties(device).total_memory
-        reserve_bytes = GPU_RESERVE_BYTES
+        properties = torch.cuda.get_device_properties(device)
+        memory_bytes = properties.total_memory
+        profile = profile or profile_for_device(properties.name, memory_bytes)
+        reserve_bytes = profile.reserve_bytes
     return ClusterSpec(
-        name=f"allocation:{place.world_size}",
+        name=f"{profile_name.partition(':')[0] if profile_name else 'allocation'}:{place.world_size}",
         nodes=nodes,
         gpus_per_node=place.local_world_size,
         memory_bytes=memory_bytes,
         reserve_bytes=reserve_bytes,
+        profile=profile,
     )

@@ -21,8 +21,9 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from ultramem_megatron.checkpoint import store
-from ultramem_megatron.checkpoint.digest import digest_part, tensor_digest
+from ultramem_megatron.checkpoint.digest import join_pieces
 from ultramem_megatron.checkpoint.manifest import Manifest
+from ultramem_megatron.checkpoint.tensor_digest import digest_piece
 from ultramem_megatron.config.load import parse_override, resolve, to_plain
 
 WriteCheckpoint = Callable[..., Path]
@@ -85,10 +86,7 @@ class StoredModel:
             (folder / name).write_bytes(content.getvalue())
         (folder / "common.pt").write_bytes(b"schedule")
         (folder / ".metadata").write_bytes(pickle.dumps(Metadata(self.listed, storage_data=self.places)))
-        digests = {
-            name: tensor_digest(t.shape, t.dtype, digest_part(name, t, (0,) * t.dim(), t.shape))
-            for name, t in self.tensors.items()
-        }
+        digests = join_pieces(digest_piece(name, t, (0,) * t.dim(), t.shape) for name, t in self.tensors.items())
         return store.finish(root, folder, manifest.model_copy(update={"digests": digests}), keep=9)
 
     def _add(self, name: str, tensor: Tensor) -> None:

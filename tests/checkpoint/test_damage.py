@@ -30,15 +30,14 @@ TABLES = [
 
 
 def stop_after(step: int) -> RunConfig:
-    return tiny_config(f"training.stop_after={step}")
+    return tiny_config(f"training.stop_after={step}", "checkpoint.interval=1")
 
 
 @pytest.fixture(scope="module")
 def saved(megatron: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints of steps 1 and 2, written by two ranks with the table split by rows."""
     root = tmp_path_factory.mktemp("saved") / "checkpoints"
-    for step in (1, 2):
-        train_layout(stop_after(step), NUMBER_WISE, load=root, save=root)
+    train_layout(stop_after(2), NUMBER_WISE, save=root)
     return root
 
 
@@ -57,15 +56,15 @@ def warnings(tmp_path: Path) -> Iterator[Path]:
     logging.getLogger().removeHandler(handler)
 
 
-def flip_byte(folder: Path, table: str) -> str:
-    """In the middle of the table's last shard; returns the file's name."""
+def flip_byte(folder: Path, table: str, part: float = 0.5) -> str:
+    """In the middle of the table's last shard, or another part of it; returns the file's name."""
     from torch.distributed.checkpoint import FileSystemReader
 
     metadata = FileSystemReader(folder).read_metadata()
     stored = [info for index, info in metadata.storage_data.items() if index.fqn == table][-1]
     file = folder / stored.relative_path
     content = bytearray(file.read_bytes())
-    content[stored.offset + stored.length // 2] ^= 4
+    content[stored.offset + int(part * stored.length)] ^= 4
     file.write_bytes(content)
     return str(stored.relative_path)
 
@@ -89,14 +88,24 @@ def test_a_tensor_that_is_not_what_was_saved_is_named_and_the_previous_used(
 ) -> None:
     """Damage from before the file was hashed."""
     folder = root / "step_00000002"
-    file = flip_byte(folder, table)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["sha256"][file] = sha256_of(folder / file)
-    write_json(folder / "manifest.json", manifest)
+    accept_hash(folder, flip_byte(folder, table))
     assert steps_taken_to(3, layout, root) == 2
     errors = warnings.read_text()
     assert f"step_00000002 is damaged: the content of {table} is not what was saved" in errors
     assert errors.count("is not what was saved") == 1
+
+
+def accept_hash(folder: Path, file: str) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["sha256"][file] = sha256_of(folder / file)
+    write_json(folder / "manifest.json", manifest)
+
+
+def test_a_shard_that_one_rank_cannot_make_sense_of_is_passed_over_by_all(root: Path, warnings: Path) -> None:
+    folder = root / "step_00000002"
+    accept_hash(folder, flip_byte(folder, TABLES[0], part=0.0))  # the first byte of the archive
+    assert steps_taken_to(3, NUMBER_WISE, root) == 2
+    assert "step_00000002 is damaged: rank 1 cannot read its part (" in warnings.read_text()
 
 
 def test_undamaged_ones_are_used(root: Path) -> None:

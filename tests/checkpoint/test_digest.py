@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ultramem_megatron.checkpoint import digest
+from ultramem_megatron.checkpoint import digest, tensor_digest
+from ultramem_megatron.checkpoint.tensor_digest import digest_part
 
 
 def table(dtype: torch.dtype = torch.float32) -> Tensor:
@@ -16,11 +17,11 @@ def table(dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def whole(tensor: Tensor, name: str = "table") -> str:
-    return hex_of(tensor, digest.digest_part(name, tensor, (0,) * tensor.dim(), tensor.shape))
+    return hex_of(tensor, digest_part(name, tensor, (0,) * tensor.dim(), tensor.shape))
 
 
 def hex_of(tensor: Tensor, total: int) -> str:
-    return digest.tensor_digest(tensor.shape, tensor.dtype, total).digest
+    return digest.tensor_digest(tensor.shape, str(tensor.dtype), total).digest
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int8])
@@ -30,7 +31,7 @@ def test_any_cut_gives_the_same(dtype: torch.dtype) -> None:
     for rows in ([0, 37], [0, 12, 24, 37], [0, 5, 5, 37]):
         for columns in ([0, 19], [0, 6, 12, 19], [0, 1, 19]):
             total = sum(
-                digest.digest_part("table", tensor[a:b, c:d], (a, c), shape)
+                digest_part("table", tensor[a:b, c:d], (a, c), shape)
                 for a, b in pairwise(rows)
                 for c, d in pairwise(columns)
             )
@@ -39,13 +40,13 @@ def test_any_cut_gives_the_same(dtype: torch.dtype) -> None:
 
 def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     before = whole(table())
-    monkeypatch.setattr(digest, "CPU_BLOCK_ELEMENTS", 7)
+    monkeypatch.setattr(digest, "BLOCK_ELEMENTS", 7)
     assert whole(table()) == before
 
 
 def test_a_layer_of_a_stack_is_a_part_of_it() -> None:
     stack = table().view(1, 37, 19).repeat(3, 1, 1) * torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)
-    total = sum(digest.digest_part("table", stack[i], (i, 0, 0), stack.shape) for i in range(3))
+    total = sum(digest_part("table", stack[i], (i, 0, 0), stack.shape) for i in range(3))
     assert hex_of(stack, total) == whole(stack)
 
 
@@ -84,3 +85,17 @@ def test_it_is_the_sum_of_mixed_elements() -> None:
         total += z ^ z >> 31
     assert whole(tensor) == f"{total % 2**64:016x}"
     assert whole(torch.empty(0, 4)) == "0" * 16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_an_accelerator_finds_the_same(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its code runs on any device; the host has other code."""
+    monkeypatch.setattr(tensor_digest, "DEVICE_BLOCK_ELEMENTS", 100)
+    bits = table(dtype).view(tensor_digest._BITS[dtype.itemsize])
+    total = tensor_digest._sum_blocks(digest.stream_key(0, "table"), bits, (2, 3), (50, 40))
+    assert total == digest_part("table", table(dtype), (2, 3), (50, 40))
+
+
+def test_a_single_number(recwarn: pytest.WarningsRecorder) -> None:
+    assert hex_of(torch.tensor(1.5), digest_part("a", torch.tensor(1.5), (), ())) == whole(torch.tensor([1.5]), "a")
+    assert not recwarn.list, "numpy warns of overflow in single numbers"

@@ -1,5 +1,6 @@
 """The same logical content, cut for other ranks, in bounded memory."""
 
+import io
 import json
 import subprocess
 import sys
@@ -7,21 +8,21 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 
 from ultramem_megatron.checkpoint.manifest import read_manifest
 from ultramem_megatron.checkpoint.reshard import Cut, reshard
 from ultramem_megatron.checkpoint.stored import read_stored
+from ultramem_megatron.checkpoint.torch_file import write_tensor
 from ultramem_megatron.checkpoint.verify import verify
-from ultramem_megatron.config.memory import PartitionName
 from ultramem_megatron.errors import CheckpointError
 from ultramem_megatron.testing.layouts import Layout, train_layout
 from ultramem_megatron.testing.tiny import tiny_config
 
 TABLE = "memory.layers.0.table.weight"
-NUMBER_WISE, DIMENSION_WISE = PartitionName.NUMBER_WISE, PartitionName.DIMENSION_WISE
-CUTS = [Cut(NUMBER_WISE, 1), Cut(NUMBER_WISE, 3), Cut(DIMENSION_WISE, 2), Cut(DIMENSION_WISE, 5), Cut(NUMBER_WISE, 40)]
+CUTS = [Cut(), Cut(row_parts=3), Cut(column_parts=2), Cut(column_parts=5), Cut(row_parts=40), Cut(3, 2)]
 
 WriteModel = Callable[..., Path]
 
@@ -37,7 +38,7 @@ def test_the_content_stays(write_model: WriteModel, tmp_path: Path, cut: Cut, bl
     before, after = read_manifest(source), read_manifest(result)
     assert after.digests == before.digests
     assert (result / "common.pt").read_bytes() == (source / "common.pt").read_bytes()
-    assert set(after.files) == {".metadata", "common.pt", *(f"__{rank}_0.distcp" for rank in range(cut.ranks))}
+    assert set(after.files) == {".metadata", "common.pt", *(f"__{rank}_0.distcp" for rank in range(cut.files))}
     record = read_stored(result).objects["layer._extra_state/shard_0_1"]
     assert record.file.read_bytes()[record.start : record.start + record.length] == b"opaque"
 
@@ -45,7 +46,7 @@ def test_the_content_stays(write_model: WriteModel, tmp_path: Path, cut: Cut, bl
 @pytest.mark.parametrize("cut", CUTS, ids=str)
 def test_a_rank_finds_its_shard_in_its_file(write_model: WriteModel, tmp_path: Path, cut: Cut) -> None:
     table = read_stored(reshard(write_model(row_cuts=(9,)), tmp_path / "out", cut, 200)).tensors[TABLE]
-    for rank, shard in enumerate(cut.shards(table.shape)):
+    for rank, shard in enumerate(cut.rectangles(table.shape)):
         own = [chunk for chunk in table.chunks if chunk.record.file.name == f"__{rank}_0.distcp"]
         rows = [row for chunk in own for row in range(chunk.offset[0], chunk.offset[0] + chunk.sizes[0])]
         assert sorted(rows) == (list(shard.rows) if shard.columns else [])
@@ -54,15 +55,15 @@ def test_a_rank_finds_its_shard_in_its_file(write_model: WriteModel, tmp_path: P
 
 
 def test_there_and_back(write_model: WriteModel, tmp_path: Path) -> None:
-    there = reshard(write_model(row_cuts=(9,)), tmp_path / "there", Cut(DIMENSION_WISE, 3))
-    back = reshard(there, tmp_path / "back", Cut(NUMBER_WISE, 2), 100)
+    there = reshard(write_model(row_cuts=(9,)), tmp_path / "there", Cut(column_parts=3))
+    back = reshard(there, tmp_path / "back", Cut(row_parts=2), 100)
     assert verify(back).damage == []
 
 
 def test_what_is_there_is_left_alone(write_model: WriteModel, tmp_path: Path) -> None:
     source = write_model()
     with pytest.raises(CheckpointError, match=r"step_00000005 exists already; name another folder with --out"):
-        reshard(source, source.parent, Cut(NUMBER_WISE, 2))
+        reshard(source, source.parent, Cut(row_parts=2))
     assert verify(source).damage == []
 
 
@@ -72,7 +73,7 @@ def test_a_damaged_one_is_refused(write_model: WriteModel, tmp_path: Path) -> No
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(CheckpointError, match=r"step_00000005 is damaged: __0_0\.distcp has changed"):
-        reshard(source, tmp_path / "out", Cut(NUMBER_WISE, 2))
+        reshard(source, tmp_path / "out", Cut(row_parts=2))
     assert not (tmp_path / "out").exists()
 
 
@@ -82,14 +83,25 @@ def test_content_that_was_not_saved_leaves_nothing_behind(write_model: WriteMode
     manifest["digests"][TABLE]["digest"] = "0" * 16
     (source / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match=f"the content of {TABLE} is not what was saved"):
-        reshard(source, tmp_path / "out", Cut(NUMBER_WISE, 2))
+        reshard(source, tmp_path / "out", Cut(row_parts=2))
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.parametrize(("partition", "ranks"), [(PartitionName.REPLICATED, 2), (NUMBER_WISE, 0)])
-def test_cuts_that_are_none(partition: PartitionName, ranks: int) -> None:
-    with pytest.raises(CheckpointError):
-        Cut(partition, ranks)
+def test_no_parts_are_no_cut() -> None:
+    with pytest.raises(CheckpointError, match=r"--ranks 0 must be at least 1"):
+        Cut(row_parts=0)
+
+
+def test_torch_reads_what_is_written_without_it(tmp_path: Path) -> None:
+    for dtype, bits in [("float32", np.uint32), ("bfloat16", np.uint16), ("int64", np.uint64), ("bool", np.uint8)]:
+        elements = (np.arange(12) % 2).astype(bits).reshape(3, 4)
+        with (tmp_path / "file").open("wb") as stream:
+            stream.write(b"before")
+            write_tensor(stream, elements, dtype)
+        with (tmp_path / "file").open("rb") as stream:
+            read = torch.load(io.BytesIO(stream.read()[len(b"before") :]), weights_only=True)
+        assert read.dtype is getattr(torch, dtype)
+        np.testing.assert_array_equal(read.view(dtype=getattr(torch, f"uint{8 * elements.itemsize}")).numpy(), elements)
 
 
 @pytest.mark.slow
@@ -98,7 +110,7 @@ def test_a_run_goes_on_from_it_as_from_the_source(megatron: ModuleType, tmp_path
     number_wise = Layout("2", 2, ("memory.partition=number_wise", "memory.parallel_size=2"))
     dimension_wise = Layout("2", 2, ("memory.partition=dimension_wise", "memory.parallel_size=2"))
     train_layout(tiny_config("training.stop_after=2"), number_wise, save=tmp_path / "source")
-    reshard(tmp_path / "source" / "step_00000002", tmp_path / "out", Cut(DIMENSION_WISE, 2), block_bytes=1000)
+    reshard(tmp_path / "source" / "step_00000002", tmp_path / "out", Cut(column_parts=2), block_bytes=1000)
     config = tiny_config("training.stop_after=4")
     curve = train_layout(config, dimension_wise, load=tmp_path / "out")
     assert len(curve.losses) == 2
@@ -108,31 +120,29 @@ def test_a_run_goes_on_from_it_as_from_the_source(megatron: ModuleType, tmp_path
 ROWS, COLUMNS, BLOCK_MIB = 2**20, 64, 16
 MEASURE = """
 import sys
-from pathlib import Path
-from ultramem_megatron.checkpoint.reshard import Cut, reshard
-from ultramem_megatron.config.memory import PartitionName
+from ultramem_launch.__main__ import main
 
-def peak():
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
-    return int(line.split()[1]) * 1024
-
-source, out, partition, block = sys.argv[1:]
-before = peak()
-reshard(Path(source), Path(out), Cut(PartitionName(partition), 4), int(block))
-print(peak() - before)
+sys.argv[0] = "ultramem"
+try:
+    main()
+finally:
+    assert "torch" not in sys.modules
+    print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak in /proc; getrusage inherits that of the parent")
-@pytest.mark.parametrize("partition", [NUMBER_WISE, DIMENSION_WISE])
-def test_a_million_rows_in_bounded_memory(write_large: Path, tmp_path: Path, partition: PartitionName) -> None:
-    block = BLOCK_MIB * 2**20
-    arguments = [str(write_large), str(tmp_path / "out"), str(partition), str(block)]
-    done = subprocess.run([sys.executable, "-c", MEASURE, *arguments], capture_output=True, text=True, check=True)
-    assert 2 * block + 200e6 < ROWS * COLUMNS * 4, "else the bound says nothing"
-    assert int(done.stdout) < 2 * block + 64 * 2**20
-    print(f"peak {int(done.stdout) / 2**20:.0f} MiB above the start, row block {BLOCK_MIB} MiB")
+@pytest.mark.parametrize("partition", ["number_wise", "dimension_wise"])
+def test_a_million_rows_in_bounded_memory(write_large: Path, tmp_path: Path, partition: str) -> None:
+    """All of the process, libraries included, from its start to its end."""
+    to = ["--out", str(tmp_path), "--ranks", "4", "--partition", partition, "--block-mib", str(BLOCK_MIB)]
+    command = [sys.executable, "-c", MEASURE, "checkpoint", "reshard", str(write_large), *to]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    peak = int(done.stdout.rpartition("VmHWM:")[2].split()[0]) * 1024
+    assert 2 * BLOCK_MIB * 2**20 + 200e6 < ROWS * COLUMNS * 4, "else the bound says nothing"
+    assert peak < 2 * BLOCK_MIB * 2**20 + 64 * 2**20
+    print(f"peak {peak / 2**20:.0f} MiB, row block {BLOCK_MIB} MiB")
 
 
 @pytest.fixture(scope="module")

@@ -54,9 +54,31 @@ def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path, write_checkpoi
     half = store.begin(tmp_path, 4)
     (half / "shard").write_bytes(b"half")
     (tmp_path / ".unfinished-latest").write_text("step_00000004\n")  # killed while it moved the pointer
-    again = store.begin(tmp_path, 3)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [again.name, "latest", "step_00000002"]
-    assert list(again.iterdir()) == []
+    store.remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_00000002"]
+
+
+def test_two_writers_of_a_step_do_not_meet(tmp_path: Path, make_manifest: Callable[..., Manifest]) -> None:
+    first, second = store.begin(tmp_path, 4), store.begin(tmp_path, 4)
+    (first / "shard").write_bytes(b"first")
+    (second / "shard").write_bytes(b"second one")
+    store.finish(tmp_path, second, make_manifest(4), keep=2)
+    assert store.finish(tmp_path, first, make_manifest(4), keep=2) == tmp_path / "step_00000004"
+    found = store.find_newest(tmp_path)
+    assert found is not None
+    assert (found[0] / "shard").read_bytes() == b"first"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_00000004"]
+
+
+def test_a_writer_whose_folder_was_cleared_away_publishes_nothing(
+    tmp_path: Path, make_manifest: Callable[..., Manifest]
+) -> None:
+    folder = store.begin(tmp_path, 4)
+    (folder / "shard").write_bytes(b"half")
+    store.remove_leftovers(tmp_path)
+    with pytest.raises(OSError, match="unfinished-step_00000004"):
+        store.finish(tmp_path, folder, make_manifest(4), keep=2)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_step_may_be_saved_again(tmp_path: Path, write_checkpoint: Write) -> None:

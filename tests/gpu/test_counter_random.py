@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ultramem_megatron.model.counter_random import normal_at, stream_key, uniform_at
+from ultramem_megatron.model.counter_random import normal_at, uniform_at
+from ultramem_megatron.model.stream_key import stream_key
 
 pytestmark = pytest.mark.gpu
 

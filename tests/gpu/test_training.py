@@ -87,8 +87,9 @@ def test_a_resumed_run_goes_on_as_it_would_have(groups: "Groups", tmp_path: Path
     from ultramem_megatron.training.checkpointing import SaveCheckpoints, find_start, resume
 
     state = fresh_state(CONFIG, groups)
+    saves = SaveCheckpoints(tmp_path, "data", state)
     take_steps(state, 2)
-    SaveCheckpoints(tmp_path, "data", saved_step=0).on_exit(state)
+    saves.on_exit(state)
     saved = weights(state)
     expected = take_steps(state, STEPS - 2)
 

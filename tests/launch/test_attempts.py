@@ -1,10 +1,13 @@
 """Why a job ended, and whether it starts again."""
 
+import threading
+from pathlib import Path
+
 import pytest
 
-from ultramem_launch.ending import Ending, Outcome
+from ultramem_launch.ending import Ending, Outcome, read_ending, record_ending
 from ultramem_launch.slurm.attempts import Attempt, count_fruitless, decide, judge
-from ultramem_launch.slurm.batch import lost_by_state
+from ultramem_launch.slurm.batch import lost_by_state, wait_for_ranks
 
 
 def ended(outcome: Outcome, reason: str = "") -> Ending:
@@ -89,3 +92,12 @@ def test_an_attempt_survives_its_file() -> None:
 def test_nodes_that_slurm_has_given_up() -> None:
     states = "n1 allocated\nn2 down*\nn2 down*\nn3 completing*\nn4 idle\nn5 failing\nn6 drained\n"
     assert lost_by_state(states) == ["n2", "n3", "n5"]
+
+
+def test_ranks_that_save_without_srun_are_waited_for(tmp_path: Path) -> None:
+    saved = ended(Outcome.PREEMPTED)
+    rank = threading.Timer(0.3, record_ending, (tmp_path, saved))
+    rank.start()
+    wait_for_ranks(tmp_path, seconds=30.0)
+    assert read_ending(tmp_path) == saved
+    rank.join()

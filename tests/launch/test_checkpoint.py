@@ -11,7 +11,9 @@ import torch
 from typer.testing import CliRunner
 
 from ultramem_launch.__main__ import app
-from ultramem_megatron.errors import CheckpointError
+from ultramem_launch.verbs.checkpoint import TableCut
+from ultramem_megatron.config.memory import PartitionName
+from ultramem_megatron.errors import CheckpointError, ConfigError
 from ultramem_megatron.testing.layouts import Layout, train_layout
 from ultramem_megatron.testing.tiny import tiny_config
 
@@ -67,6 +69,18 @@ def test_verify_and_reshard(saved: Path, verb: Verb, tmp_path: Path) -> None:
     verdict = json.loads(verb("verify", out, "--json"))
     assert verdict["damage"] == []
     assert verdict["tensors"] > 20
+
+
+def test_every_partition_that_cuts_may_be_named(saved: Path, verb: Verb, tmp_path: Path) -> None:
+    whole = (PartitionName.AUTO, PartitionName.REPLICATED)
+    assert [cut.value for cut in TableCut] == [name.value for name in PartitionName if name not in whole]
+    to = ("--out", tmp_path, "--ranks", 6, "--partition", "grid")
+    table = json.loads(verb("info", verb("reshard", saved, *to, "--node-size", 2).strip(), "--json"))["tables"][0]
+    assert (table["pieces"], table["files"]) == (6, 6)
+    with pytest.raises(CheckpointError, match=r"--partition grid needs --node-size"):
+        verb("reshard", saved, *to)
+    with pytest.raises(ConfigError, match=r"the ranks of a node = 4 must divide the ranks that share a table = 6"):
+        verb("reshard", saved, *to, "--node-size", 4)
 
 
 def test_verify_names_what_has_changed(saved: Path, verb: Verb, tmp_path: Path) -> None:

@@ -30,9 +30,13 @@ class Absent:
 sys.meta_path.insert(0, Absent())
 from ultramem_launch.verbs.info import info
 from ultramem_launch.verbs.plan import plan
+from ultramem_launch.verbs.sweep import sweep
+from ultramem_launch.verbs.volume import volume
 
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command()(plan)
+app.command()(sweep)
+app.command()(volume)
 app.command()(info)
 app()
 """
@@ -66,6 +70,11 @@ def test_plan_runs_without_torch() -> None:
     document = run_without_torch("plan", "quickstart", "--cluster", "local:4", "--json")
     assert Plan.from_json(document).world_size == 4
     assert "Not modelled." in run_without_torch("plan", "quickstart", "--explain")
+
+
+def test_volume_and_sweep_run_without_torch() -> None:
+    assert "662.79 MiB number-wise" in run_without_torch("volume")
+    assert "512" in run_without_torch("sweep", "ultramem-1.6b-x12", "--nodes", "64")
 
 
 def test_info_runs_without_torch() -> None:

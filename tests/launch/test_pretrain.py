@@ -48,6 +48,33 @@ def test_a_damaged_plan_is_made_anew(tmp_path: Path, text: str) -> None:
     assert isinstance(make_plan(tiny_config(), tmp_path, local_cluster(2)), Plan)
 
 
+def test_a_pinned_plan_is_obeyed(tmp_path: Path) -> None:
+    config, file = tiny_config(), tmp_path / "pinned.json"
+    pinned = choose_plan(tiny_config("memory.partition=dimension_wise", "memory.parallel_size=2"), local_cluster(2))
+    pinned.save(file)
+    assert choose_plan(config, local_cluster(2)) != pinned, "else this shows nothing"
+    choose_plan(config, local_cluster(2)).save(tmp_path / "plan.json")
+    assert make_plan(config, tmp_path, local_cluster(2), file) == pinned
+
+
+def test_a_pinned_plan_of_another_run_is_refused_with_the_reason(tmp_path: Path) -> None:
+    file = tmp_path / "pinned.json"
+    choose_plan(tiny_config(), local_cluster(2)).save(file)
+    with pytest.raises(PlanError, match=r"--plan .*pinned\.json: the plan is for 2 ranks, but the run has 1"):
+        make_plan(tiny_config(), tmp_path, local_cluster(1), file)
+    with pytest.raises(PlanError, match=r"model\.hidden is 32 there and 64 here"):
+        make_plan(tiny_config("model.hidden=64"), tmp_path, local_cluster(2), file)
+
+
+def test_a_run_on_other_ranks_says_what_changed_and_why(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = choose_plan(tiny_config("memory.partition=dimension_wise", "memory.parallel_size=2"), local_cluster(2))
+    before.save(tmp_path / "plan.json")
+    make_plan(tiny_config(), tmp_path, local_cluster(1))
+    assert "were dimension_wise over 2 ranks" in caplog.text
+    assert "are now replicated" in caplog.text
+    assert "the run has 1 ranks and had 2" in caplog.text
+
+
 def test_what_cannot_be_planned(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"training\.global_batch_size = 4 must be a multiple"):
         make_plan(tiny_config(), tmp_path, local_cluster(4))
@@ -70,7 +97,7 @@ def test_the_launcher_passes_the_command_on_and_the_status_back(
 ) -> None:
     started: list[tuple[int, list[str]]] = []
 
-    def launch(processes: int, arguments: list[str], on_killed: object) -> int:
+    def launch(processes: int, arguments: list[str], *, on_killed: object) -> int:
         started.append((processes, arguments))
         return status
 
@@ -86,7 +113,7 @@ def test_the_launcher_passes_the_command_on_and_the_status_back(
 
 
 def test_a_rank_trains(no_launcher: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ultramem_launch.pretrain.run_rank", lambda config, run_dir: config.training.steps)
+    monkeypatch.setattr("ultramem_launch.pretrain.run_rank", lambda config, run_dir, **options: config.training.steps)
     command = ["pretrain", str(write_tiny_config(tmp_path)), "training.steps=9", "--run-dir", str(tmp_path / "run")]
     assert CliRunner().invoke(app, command).exit_code == 9
     monkeypatch.setenv("RANK", "0")

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from ultramem_megatron.model.counter_random import normal_at, stream_key, uniform_at
+from ultramem_megatron.model.counter_random import normal_at, uniform_at
+from ultramem_megatron.model.stream_key import stream_key
 
 COUNT = 200_000
 KEY = stream_key(1234, "decoder.final_layernorm.weight")

@@ -19,7 +19,7 @@ from ultramem_megatron.planning.comm_cost import (
     table_sync_bytes,
 )
 from ultramem_megatron.planning.enumerate import enumerate_candidates
-from ultramem_megatron.planning.plan import Candidate, Rejection
+from ultramem_megatron.planning.plan import Candidate, CostModel, Rejection
 from ultramem_megatron.planning.report import summary
 from ultramem_megatron.units import GIB, MIB
 
@@ -115,8 +115,8 @@ def test_bytes_of_a_step_by_hand(make_config: MakeConfig, make_cluster: MakeClus
     assert found["replicated"].sync_bytes == (4 + 4) * 1024 * 24 * 5 / 6
 
 
-def test_the_fewest_bytes_win(make_config: MakeConfig, make_cluster: MakeCluster) -> None:
-    plan = choose_plan(make_config(), make_cluster(6))
+def test_by_bytes_the_fewest_win(make_config: MakeConfig, make_cluster: MakeCluster) -> None:
+    plan = choose_plan(make_config(), make_cluster(6), cost_model=CostModel.BYTES)
     feasible = [c for c in plan.candidates if c.feasible]
     assert [c.bytes_per_step for c in feasible] == sorted(c.bytes_per_step for c in feasible)
     assert len(feasible) == 10
@@ -143,8 +143,9 @@ def test_wide_rows_go_dimension_wise_and_narrow_ones_number_wise(
 ) -> None:
     """The whole stage shares one copy. One head core, no expansion: near the paper's v* = 8 x 22 / 7 = 25."""
     plain = ("memory.parallel_size=8", "memory.expansion=1", "memory.cores=1", "training.global_batch_size=64")
-    wide = choose_plan(make_config(*plain, "memory.value_dim=128"), make_cluster(8))
-    narrow = choose_plan(make_config(*plain, "memory.value_dim=8"), make_cluster(8))
+    by_bytes = {"cost_model": CostModel.BYTES}
+    wide = choose_plan(make_config(*plain, "memory.value_dim=128"), make_cluster(8), **by_bytes)
+    narrow = choose_plan(make_config(*plain, "memory.value_dim=8"), make_cluster(8), **by_bytes)
     assert (wide.partition, narrow.partition) == (PartitionName.DIMENSION_WISE, PartitionName.NUMBER_WISE)
     assert wide.paper_verdict is not None and narrow.paper_verdict is not None
     assert wide.paper_verdict.break_even_value_dim == pytest.approx(8 * 22 / 7)
@@ -169,8 +170,8 @@ def test_a_tie_is_called_a_tie_and_goes_number_wise(
     make_config: MakeConfig, make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     same = WireBytes({"rows": 50}, {"row_gradients": 30})
-    monkeypatch.setattr("ultramem_megatron.planning.enumerate.partition_bytes", lambda *_: same)
-    plan = choose_plan(make_config("memory.parallel_size=2"), make_cluster(2))
+    monkeypatch.setattr("ultramem_megatron.planning.split.partition_bytes", lambda *_: same)
+    plan = choose_plan(make_config("memory.parallel_size=2"), make_cluster(2), cost_model=CostModel.BYTES)
     assert {c.forward_bytes + c.backward_bytes for c in plan.candidates if c.feasible} == {80}
     assert plan.partition == PartitionName.NUMBER_WISE
     assert plan.tied_with == tuple(c.label for c in plan.candidates if c.feasible)[1:]

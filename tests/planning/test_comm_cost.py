@@ -16,7 +16,6 @@ from ultramem_megatron.planning.comm_cost import (
     WireBytes,
     dimension_wise_bytes,
     dimension_wise_product_bytes,
-    expected_distinct,
     grid_bytes,
     grid_product_bytes,
     number_wise_bytes,
@@ -27,6 +26,7 @@ from ultramem_megatron.planning.comm_cost import (
     table_sync_bytes,
 )
 from ultramem_megatron.planning.paper_cost import paper_dimension_wise_bytes, paper_number_wise_bytes
+from ultramem_megatron.planning.skew import expected_distinct
 
 SMALL = LookupShape(tokens=5, picks=3, num_rows=100, value_dim=8, element_bytes=2, expansion=4, cores=2)
 WITH_PRE_VALUES = replace(SMALL, pre_value_dim=12)

@@ -42,7 +42,7 @@ def test_the_document_names_its_kind_version_and_hash(plan: Plan) -> None:
     assert (document["schema"], document["version"], document["hash"]) == ("ultramem-plan", 3, plan.hash)
     assert re.fullmatch("[0-9a-f]{64}", plan.hash)
     assert document["placements"][0]["partition"] in ("number_wise", "dimension_wise", "replicated")
-    assert all(candidate["partition"] != "auto" for candidate in document["candidates"])
+    assert all(candidate["strategy"] != "auto" for candidate in document["candidates"])
     assert {c["rejected_by"] for c in document["candidates"]} <= {None, "pin", "shape", "capacity"}
 
 

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ultramem_megatron.config.memory import GroupPlacement
 from ultramem_megatron.errors import ConfigError
 from ultramem_megatron.planning.rank_grid import RankGrid, RankLists, build_rank_grid
 
@@ -15,6 +16,16 @@ def test_two_stages_of_four_ranks_in_pairs() -> None:
     assert grid.mem_dp == ((0, 2), (1, 3), (4, 6), (5, 7))
     assert grid.mem_pp == ((0, 1, 4, 5), (2, 3, 6, 7))
     assert (grid.data, grid.mem_dp_size) == (2, 2)
+
+
+def test_ranks_of_a_table_far_apart() -> None:
+    spread = GroupPlacement.SPREAD
+    grid = build_rank_grid(world_size=8, tensor=1, pipeline=1, memory_parallel_size=2, placement=spread)
+    assert grid.mem == ((0, 4), (1, 5), (2, 6), (3, 7))
+    assert grid.mem_dp == ((0, 1, 2, 3), (4, 5, 6, 7))
+    two = build_rank_grid(world_size=8, tensor=1, pipeline=2, memory_parallel_size=2, placement=spread)
+    assert two.mem == ((0, 2), (1, 3), (4, 6), (5, 7))
+    assert two.mem_pp == ((0, 2, 4, 6), (1, 3, 5, 7))
 
 
 def test_a_grid_of_two_nodes_of_two_ranks() -> None:
@@ -31,8 +42,13 @@ def grids(draw: st.DrawFn) -> RankGrid:
     tensor, data, pipeline = draw(st.integers(1, 4)), draw(st.integers(1, 6)), draw(st.integers(1, 4))
     stage_ranks = tensor * data
     parallel_size = draw(st.sampled_from([p for p in range(1, stage_ranks + 1) if stage_ranks % p == 0]))
-    world_size = stage_ranks * pipeline
-    return build_rank_grid(world_size=world_size, tensor=tensor, pipeline=pipeline, memory_parallel_size=parallel_size)
+    return build_rank_grid(
+        world_size=stage_ranks * pipeline,
+        tensor=tensor,
+        pipeline=pipeline,
+        memory_parallel_size=parallel_size,
+        placement=draw(st.sampled_from([GroupPlacement.PACKED, GroupPlacement.SPREAD])),
+    )
 
 
 @given(grids())
@@ -57,8 +73,9 @@ def test_groups_cross_as_they_should(grid: RankGrid) -> None:
     assert _all_within(grid.mem, grid.mem_pp)
     for mem in grid.mem:
         assert all(len(set(mem) & set(replicas)) <= 1 for replicas in grid.mem_dp)
+    place = {rank: index for group in grid.mem for index, rank in enumerate(group)}
     for replicas in grid.mem_dp:
-        assert len({rank % grid.memory_parallel_size for rank in replicas}) == 1
+        assert len({place[rank] for rank in replicas}) == 1
     for copy in grid.mem_pp:
         assert all(len(set(copy) & set(stage)) == grid.memory_parallel_size for stage in grid.stages)
 

@@ -7,7 +7,7 @@ import pytest
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.planning.choose import choose_plan
 from ultramem_megatron.planning.cluster import ClusterSpec, parse_cluster
-from ultramem_megatron.planning.plan import Plan
+from ultramem_megatron.planning.plan import CostModel, Plan
 from ultramem_megatron.planning.report import NOT_MODELLED, WIDTH, explain, summary
 
 MakeConfig = Callable[..., RunConfig]
@@ -52,19 +52,29 @@ def test_the_summary_names_choice_cost_and_rivals(make_config: MakeConfig, make_
     plan = choose_plan(make_config("memory.parallel_size=3"), make_cluster(6))
     text = joined(summary(plan))
     assert f"Plan {plan.hash[:12]} for test:6: 6 ranks = tensor 1 x data 6 x pipeline 1" in text
-    assert f"Choice: {plan.candidates[0].label}, 2 copies of each table. 2 tables of 1,024 rows x 24" in text
+    assert f"Choice: {plan.candidates[0].label}, 2 copies of each table, each inside a node. 2 tables of " in text
     assert "at spans 1:2, 3:4." in text
     first, second = plan.candidates[:2]
     fit = sum(candidate.feasible for candidate in plan.candidates)
+    assert first.step_seconds <= second.step_seconds
+    assert fit > 1 and f"steps of the {fit} candidates that fit; next: {second.label} (" in text.replace(
+        "step of", "steps of"
+    )
+
+
+def test_by_bytes_rivals_are_compared_in_bytes(make_config: MakeConfig, make_cluster: MakeCluster) -> None:
+    by_bytes = {"cost_model": CostModel.BYTES}
+    plan = choose_plan(make_config("memory.parallel_size=3"), make_cluster(6), **by_bytes)
+    first, second = plan.candidates[:2]
     rival = f"{second.label} ({second.bytes_per_step / first.bytes_per_step:.2f} times as many)"
-    assert fit > 1 and f"Fewest bytes of the {fit} candidates that fit; next: {rival}" in text
+    assert f"Fewest bytes of the 3 candidates that fit; next: {rival}" in joined(summary(plan))
 
 
 def test_what_a_pin_costs_is_said(make_config: MakeConfig, make_cluster: MakeCluster) -> None:
     free, pinned = make_config(), make_config("memory.partition=number_wise", "memory.parallel_size=6")
     best = choose_plan(free, make_cluster(6)).candidates[0]
     text = joined(summary(choose_plan(pinned, make_cluster(6))))
-    assert f"The settings exclude {best.label}, which sends less (0." in text
+    assert f"The settings exclude {best.label}, which is faster (" in text
     assert "The settings exclude" not in summary(choose_plan(free, make_cluster(6)))
 
 
@@ -77,7 +87,7 @@ def test_the_explanation_holds_every_candidate_and_reason(make_config: MakeConfi
         if not candidate.feasible:
             assert f"{candidate.label}: {candidate.reason}." in text
     assert "dimension_wise over 3 ranks: memory.value_dim = 4 does not divide by 3." in text
-    assert sum(line[-1:] == ["chosen"] for line in table) == 1
+    assert sum(line[-1:] == ["chosen"] for line in table) == 2  # of the rivals, and of all
 
 
 def test_the_papers_verdict_stands_beside_ours(make_config: MakeConfig, make_cluster: MakeCluster) -> None:
@@ -97,7 +107,11 @@ def test_one_pick_has_no_break_even(make_config: MakeConfig, make_cluster: MakeC
 def test_a_tie_is_said_aloud(make_config: MakeConfig, make_cluster: MakeCluster) -> None:
     plan = choose_plan(make_config("memory.parallel_size=3"), make_cluster(6))
     tied = plan.model_copy(update={"tied_with": ("dimension_wise over 6 ranks",)})
-    assert "It is a tie with dimension_wise over 6 ranks: the bytes give no reason" in joined(summary(tied))
+    assert "It is a tie with dimension_wise over 6 ranks: steps within 1% are as good as equal." in joined(
+        summary(tied)
+    )
+    by_bytes = tied.model_copy(update={"cost_model": CostModel.BYTES})
+    assert "It is a tie with dimension_wise over 6 ranks: the bytes give no reason" in joined(summary(by_bytes))
 
 
 def test_memory_is_listed_by_part_and_limits_are_owned(make_config: MakeConfig, make_cluster: MakeCluster) -> None:
@@ -124,3 +138,16 @@ def test_spans_across_stages_are_named_with_their_bytes(make_config: MakeConfig,
     assert "stages cost a rank up to 16.0 KiB in each micro-batch" in joined(summary(crossing))
     inside = choose_plan(make_config("parallelism.pipeline=2"), make_cluster(4))
     assert "boundary" not in summary(inside)
+
+
+def test_both_verdicts_and_what_would_flip_the_choice_are_said(make_config: MakeConfig) -> None:
+    """Far more tokens a rank than the span's blocks hide."""
+    config = make_config("training.global_batch_size=64", "memory.keys_per_side=256", "memory.value_dim=256")
+    plan = choose_plan(config, parse_cluster("dgx-a100-80g:4"))
+    text = joined(summary(plan))
+    assert "Verdict by bytes: " in text and "Verdict by time: " in text
+    assert "What would flip the choice" in text
+    for flip in plan.flips:
+        assert f"{flip.what}, now {flip.now:g}" in text and flip.choice in text
+    because = joined(explain(plan))
+    assert "Why." in because and "Trust: " in because and "The fastest that fits at each number of ranks P." in because

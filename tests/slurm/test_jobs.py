@@ -1,7 +1,7 @@
 """Jobs on a real Slurm of two nodes: they train, save before the limit, outlive a node, give up when they should."""
 
 import json
-import subprocess
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,17 @@ import pytest
 from .conftest import STEPS, Slurm, attempts_of, logs_of, newest_step, numbers_of
 
 pytestmark = pytest.mark.slow
+
+
+LOOPBACK = "0100007F"
+"""127.0.0.1, as /proc/net/tcp writes it on little-endian machines."""
+
+
+def listening_on(port: int) -> set[str]:
+    """Addresses on which a process of this machine listens at a port."""
+    rows = [row.split() for name in ("tcp", "tcp6") for row in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    addresses = [row[1].split(":") for row in rows if row[3] == "0A"]
+    return {address for address, number in addresses if int(number, 16) == port}
 
 
 def status_of(run_dir: Path) -> dict[str, object]:
@@ -20,11 +31,10 @@ def test_two_nodes_give_the_same_run_as_one_machine(
 ) -> None:
     run_dir = tmp_path / 'it\'s "a" run $(touch injected) `touch injected` %j ;&|<>'
     job = slurm.submit(config, run_dir, "--nodes", "2")
-    listening = set()
+    listening: set[str] = set()
 
     def has_ended() -> bool:
-        shown = subprocess.run(["ss", "-ltnH"], capture_output=True, text=True).stdout
-        listening.update(line.split()[3] for line in shown.splitlines())
+        listening.update(listening_on(20000 + int(job) % 10000))
         return bool(status_of(run_dir)) if (run_dir / "status.json").exists() else False
 
     slurm.wait_until(has_ended, run_dir)
@@ -37,8 +47,7 @@ def test_two_nodes_give_the_same_run_as_one_machine(
     assert "0: all-reduce, GB/s: n1 " in log
     assert {"0: n1", "1: n2"} <= {line.rpartition(": python")[0] for line in log.splitlines()}
     assert [file for folder in (config.parent, tmp_path) for file in folder.rglob("injected")] == []
-    port = f":{20000 + int(job) % 10000}"
-    assert {address for address in listening if address.endswith(port)} <= {f"127.0.0.1{port}"}
+    assert listening == {LOOPBACK}, "ranks meet where nobody else can listen in"
     shown = json.loads(slurm.ultramem("status", "--run-dir", str(run_dir), "--json", cwd=tmp_path).stdout)
     assert (shown["state"], shown["step"], shown["checkpoint_step"]) == ("COMPLETED", STEPS, STEPS)
     assert shown["ending"]["outcome"] == "finished"
@@ -93,4 +102,5 @@ def test_a_run_that_always_crashes_is_given_up(slurm: Slurm, config: Path, tmp_p
     assert (
         "gives up after 2 starts in a row without a newer checkpoint" in (run_dir / "logs" / f"{job}.log").read_text()
     )
-    assert "1: RuntimeError: crash in step 3" in (run_dir / "logs" / f"{job}.1.log").read_text()
+    rank_log = (run_dir / "logs" / f"{job}.1.log").read_text()
+    assert re.search(r"^[01]: .*RuntimeError: crash in step 3", rank_log, re.MULTILINE), rank_log

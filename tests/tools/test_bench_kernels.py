@@ -24,7 +24,8 @@ def test_a_layer_is_measured_and_equals_plain_pytorch(tmp_path: Path) -> None:
     assert report["problems"] == []
     assert [row["name"].split(",")[0] for row in report["layers"]][:3] == ["ultramem_megatron", *["plain PyTorch"] * 2]
     assert report["layers"][0]["times_ours"] == 1 and all(row["both"] > 0 for row in report["layers"])
-    assert "| ultramem_megatron |" in done.stdout
+    assert "| layer | ultramem_megatron |" in done.stdout
+    assert len(report["lookups"]) == 2 and "| lookup alone | ultramem_megatron |" in done.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ultramem_megatron.testing.kills import Ending, difference
+from ultramem_megatron.testing.kills import Ending, Phase, difference, phase_of
 
 TOOL = Path(__file__).parents[2] / "tools" / "kill_and_resume"
 ENDING = Ending([(1.0, 6.25, 0.5, 1e-3), (2.0, 6.125, 0.5, 1e-3)], {"table": "00", "norm": "01"})
@@ -25,11 +25,32 @@ def test_two_kills_one_of_them_during_a_save(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("2 of 2 are the same to the bit\n")
     result = json.loads((tmp_path / "result.json").read_text())
-    assert [run["moment"] for run in result["runs"]] == ["step", "save"]
+    assert result["runs"][1]["phase"] in ("copy", "write", "publish")
+    assert sum(result["phases"].values()) == 2
     assert [run["difference"] for run in result["runs"]] == ["", ""]
     assert all(run["resumed_from"] <= run["after_step"] < 8 for run in result["runs"])
     logs = [log.read_text() for log in tmp_path.glob("killed-*.log")]
     assert sum("resumed from" in log for log in logs) == sum(run["resumed_from"] > 0 for run in result["runs"])
+
+
+@pytest.mark.parametrize(
+    ("files", "phase"),
+    [
+        ([], Phase.TRAINING),
+        (["step_00000002/manifest.json"], Phase.TRAINING),
+        (["step_00000002/manifest.json", ".unfinished-step_00000004.ab/common.pt"], Phase.COPY),
+        (["step_00000002/manifest.json", ".unfinished-step_00000004.ab/__1_0.distcp"], Phase.WRITE),
+        ([".unfinished-step_00000004.ab/__1_0.distcp", ".unfinished-step_00000004.ab/.metadata"], Phase.PUBLISH),
+        (["step_00000002/manifest.json", "step_00000004/manifest.json"], Phase.PUBLISH),
+    ],
+)
+def test_the_phase_of_a_kill_is_read_from_what_it_left(tmp_path: Path, files: list[str], phase: Phase) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    if (tmp_path / "step_00000002").exists():
+        (tmp_path / "latest").write_text("step_00000002\n")
+    assert phase_of(tmp_path) is phase
 
 
 @pytest.mark.parametrize(

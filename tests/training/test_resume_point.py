@@ -20,7 +20,8 @@ def resumed(megatron: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(checkpointing, "load_checkpoint", lambda *_: None)
     monkeypatch.setattr(dist, "get_rank", lambda: 0)
     config = tiny_config("training.global_batch_size=4", "training.micro_batch_size=2")
-    parts: Any = dict.fromkeys(("plan", "groups", "chunks", "ddp", "messages", "optimizer", "schedule"))
+    parts: Any = dict.fromkeys(("plan", "chunks", "ddp", "messages", "optimizer", "schedule"))
+    parts["groups"] = SimpleNamespace(dp_cp=None)
     state = TrainState(config=config, **parts)
     manifest: Any = SimpleNamespace(
         step=10,

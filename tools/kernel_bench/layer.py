@@ -69,8 +69,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         contenders, left_out = contenders_of(layer, x_sbD, config)
         problems = compare(contenders[:2], layer, x_sbD, cotangent_sbD)
         seconds = time_in_turns(contenders, cotangent_sbD, arguments.repeats)
+        lookups, cotangent_TEV = lookups_of(layer, x_sbD)
+        lookup_seconds = time_in_turns(lookups, cotangent_TEV, arguments.repeats)
         dist.destroy_process_group()
-    return report_of(arguments, config, tokens, seconds, problems, left_out)
+    timed = {"layers": rows_of(seconds), "lookups": rows_of(lookup_seconds)}
+    return report_of(arguments, config, tokens, timed, problems, left_out)
 
 
 def config_of(side: int, tokens: int) -> RunConfig:
@@ -131,6 +134,28 @@ def contenders_of(layer: "MemoryLayer", x_sbD: Tensor, config: RunConfig) -> tup
     if importlib.util.find_spec("ultra_mem") is None:
         return contenders, ["ultra-mem is not installed: pip install ultra-mem==0.1.2"]
     return [*contenders, ultra_mem(x_sbD, config)], []
+
+
+def lookups_of(layer: "MemoryLayer", x_sbD: Tensor) -> tuple[list[Contender], Tensor]:
+    """The lookup alone, with the gradients of table and scores, for the picks of the layer; and a cotangent."""
+    from ultramem_megatron.parallel.partition.base import Picks
+    from ultramem_megatron.testing.plain_layer import plain_lookup
+
+    with torch.no_grad():
+        found = layer.retrieve(x_sbD)
+    scores_hTK = found.scores_hTK.clone().requires_grad_()
+    picks = Picks(found.rows_TK, found.blocks_TK, scores_hTK)
+
+    def clear() -> None:
+        layer.zero_grad()
+        scores_hTK.grad = None
+
+    contenders = [
+        Contender("ultramem_megatron", lambda: layer.table(picks), clear),
+        Contender("plain PyTorch, table gradient into main_grad", lambda: plain_lookup(layer.table, picks), clear),
+    ]
+    shape = (x_sbD.shape[0], BLOCKS, VALUE_DIM)
+    return contenders, torch.randn(shape, generator=torch.Generator().manual_seed(3))
 
 
 def ultra_mem(x_sbD: Tensor, config: RunConfig) -> Contender:
@@ -197,16 +222,9 @@ def time_in_turns(contenders: list[Contender], cotangent_sbD: Tensor, repeats: i
     return seconds
 
 
-def report_of(
-    arguments: argparse.Namespace,
-    config: RunConfig,
-    tokens: int,
-    seconds: dict[str, list[list[float]]],
-    problems: list[str],
-    left_out: list[str],
-) -> dict[str, Any]:
-    """Medians, and how many times as long as this project's a contender takes."""
-    rows = []
+def rows_of(seconds: dict[str, list[list[float]]]) -> list[dict[str, Any]]:
+    """Medians, and how many times as long as the first a contender takes."""
+    rows: list[dict[str, Any]] = []
     for name, turns in seconds.items():
         forward, backward, both = (
             statistics.median(column) for column in zip(*((f, b, f + b) for f, b in turns), strict=True)
@@ -215,6 +233,18 @@ def report_of(
         rows.append({"name": name, "forward": forward, "backward": backward, "both": both, "fastest": fastest})
     for row in rows:
         row["times_ours"] = row["both"] / rows[0]["both"]
+    return rows
+
+
+def report_of(
+    arguments: argparse.Namespace,
+    config: RunConfig,
+    tokens: int,
+    timed: dict[str, list[dict[str, Any]]],
+    problems: list[str],
+    left_out: list[str],
+) -> dict[str, Any]:
+    """What was measured, and on what."""
     shape = {"hidden": HIDDEN, "rows": config.memory.num_rows, "value_dim": VALUE_DIM, "picks": TOP_M}
     shape |= {"blocks": BLOCKS, "cores": CORES, "key_dim": KEY_DIM, "tokens": tokens}
     return {
@@ -223,13 +253,13 @@ def report_of(
         "threads": arguments.threads,
         "repeats": arguments.repeats,
         "shape": shape,
-        "layers": rows,
+        **timed,
         "left_out": left_out,
         "problems": problems,
         "bars": {
             "label": "forward + backward [ms]",
-            "names": [row["name"] for row in rows],
-            "values": [1000 * row["both"] for row in rows],
+            "names": [row["name"] for row in timed["layers"]],
+            "values": [1000 * row["both"] for row in timed["layers"]],
         },
     }
 
@@ -241,12 +271,16 @@ def table(report: dict[str, Any]) -> str:
         f"{report['device']}, {report['threads']} threads, torch {report['torch']}; {shape}.",
         f"Medians of {report['repeats']}, contenders in turns.",
         "",
-        "| layer | forward [ms] | backward [ms] | both [ms] | times ours |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        "| what | who | forward [ms] | backward [ms] | both [ms] | times ours |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
-    for row in report["layers"]:
-        parts = " | ".join(f"{1000 * row[name]:.1f}" for name in ("forward", "backward", "both"))
-        lines.append(f"| {row['name']} | {parts} | {row['times_ours']:.2f} |")
+    lines += [row_of("layer", row) for row in report["layers"]]
+    lines += [row_of("lookup alone", row) for row in report["lookups"]]
     return "\n".join(
         [*lines, "", *report["left_out"], *(f"WRONG: {problem}" for problem in report["problems"])]
     ).rstrip()
+
+
+def row_of(what: str, row: dict[str, Any]) -> str:
+    parts = " | ".join(f"{1000 * row[name]:.1f}" for name in ("forward", "backward", "both"))
+    return f"| {what} | {row['name']} | {parts} | {row['times_ours']:.2f} |"

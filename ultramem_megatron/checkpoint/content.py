@@ -1,9 +1,10 @@
 """The sharded state of a run: weights and optimizer in the coordinates of the logical tensors, and their digests."""
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories, is_main_replica
@@ -12,8 +13,9 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
-from ultramem_megatron.checkpoint.digest import digest_part, tensor_digest
+from ultramem_megatron.checkpoint.digest import Piece, join_pieces
 from ultramem_megatron.checkpoint.manifest import TensorDigest
+from ultramem_megatron.checkpoint.tensor_digest import digest_piece
 
 # the format that describes optimizer state like the parameters, so that any layout loads what any other saved
 METADATA = {
@@ -32,7 +34,8 @@ def sharded_state(ddp: list[DistributedDataParallel], optimizer: ChainedOptimize
             part._init_optimizer_states_with_dummy_values()
     _give_step_to_empty_parts(parts)
     model = {f"chunk_{index}": chunk.module.sharded_state_dict(metadata=METADATA) for index, chunk in enumerate(ddp)}
-    state = optimizer.sharded_state_dict(model, is_loading=loading, metadata=METADATA)
+    with _quick_collections():
+        state = optimizer.sharded_state_dict(model, is_loading=loading, metadata=METADATA)
     if not loading and len(parts) > 1:
         for part in state.values():
             if not part["param_state"]:  # the same stage again: nothing of its own to add to what all ranks save
@@ -52,22 +55,27 @@ def logical_digests(state: dict[str, Any]) -> dict[str, TensorDigest]:
         state: What dist_checkpointing would save. Its factories are applied in place, as saving would.
     """
     apply_factories(state)
-    own: dict[str, _Part] = {}
-    for tensor in nested_values(state):
-        if isinstance(tensor, ShardedTensor) and is_main_replica(tensor.replica_id):
-            part = digest_part(tensor.key, tensor.data, tensor.global_offset, tensor.global_shape)
-            before = own[tensor.key][2] if tensor.key in own else 0
-            own[tensor.key] = tuple(tensor.global_shape), tensor.data.dtype, before + part
-    gathered: list[dict[str, _Part]] = [{} for _ in range(dist.get_world_size())]
+    own = [
+        digest_piece(tensor.key, tensor.data, tensor.global_offset, tensor.global_shape)
+        for tensor in nested_values(state)
+        if isinstance(tensor, ShardedTensor) and is_main_replica(tensor.replica_id)
+    ]
+    gathered: list[list[Piece]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(gathered, own)
-    whole: dict[str, _Part] = {}
-    for rank in gathered:
-        for name, (shape, dtype, part) in rank.items():
-            whole[name] = shape, dtype, part + (whole[name][2] if name in whole else 0)
-    return {name: tensor_digest(*parts) for name, parts in sorted(whole.items())}
+    return join_pieces(piece for pieces in gathered for piece in pieces)
 
 
-_Part = tuple[tuple[int, ...], torch.dtype, int]
+@contextmanager
+def _quick_collections() -> Iterator[None]:
+    """megatron-core collects garbage after each optimizer it describes: spare it the search of all that was there.
+
+    A quarter of a second each, in a process that has imported what it needs; training waits for it.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _give_step_to_empty_parts(parts: Sequence[DistributedOptimizer]) -> None:

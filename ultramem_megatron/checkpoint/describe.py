@@ -45,7 +45,7 @@ def _table(table: StoredTensor, states: list[StoredTensor]) -> dict[str, Any]:
         "name": table.name.removesuffix(TABLE_SUFFIX),
         "rows": table.shape[0],
         "columns": table.shape[1],
-        "dtype": str(table.dtype).removeprefix("torch."),
+        "dtype": table.dtype,
         "bytes": table.num_bytes,
         "optimizer_bytes": sum(state.num_bytes for state in states),
         "pieces": len(table.chunks),

@@ -9,68 +9,91 @@ probability 2**-64. That finds corruption and shards that went to the wrong plac
 means harm: who can write the checkpoint can write its manifest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from ultramem_megatron.checkpoint.manifest import TensorDigest
-from ultramem_megatron.model.counter_random import GOLDEN, scramble, stream_key
+from ultramem_megatron.model.stream_key import GOLDEN, MIX_1, MIX_2, stream_key
 
-CPU_BLOCK_ELEMENTS = 1 << 16
-"""Mixed at a time: the int64 temporaries stay in the cache."""
+BLOCK_ELEMENTS = 1 << 16
+"""Mixed at a time: the 64-bit temporaries stay in the cache."""
 
-DEVICE_BLOCK_ELEMENTS = 1 << 22
-"""On an accelerator, where a block costs some 20 launches; 100 MiB of temporaries."""
+MODULUS = 1 << 64
+_SIGNED = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}
 
-_MODULUS = 1 << 64
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+Bits = NDArray[Any]
+"""Elements of any type."""
 
 
-def digest_part(name: str, part: Tensor, offset: Sequence[int], shape: Sequence[int]) -> int:
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one rectangle says of the tensor it is of; small enough to send between ranks."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Of the whole."""
+    dtype: str
+    """As torch calls it, without ``torch.``."""
+    part: int
+    """What the rectangle adds to the digest, in [0, 2**64)."""
+
+
+def digest_bits(name: str, bits: Bits, offset: Sequence[int], shape: Sequence[int]) -> int:
     """What a rectangle of a tensor adds to the tensor's digest, in [0, 2**64).
 
     Args:
         name: Of the logical tensor.
-        part: The rectangle; leading dimensions of size 1 may be missing.
+        bits: The rectangle, in any type of the elements' size; leading dimensions of size 1 may be missing.
         offset: Where it begins in the logical tensor.
         shape: Of the logical tensor.
     """
-    part = part.detach().reshape((1,) * (len(shape) - part.dim()) + tuple(part.shape))
-    return _sum_blocks(stream_key(0, name), part, tuple(offset), tuple(shape))
+    if not shape:
+        bits, offset, shape = bits.reshape(1), (0,), (1,)
+    bits = bits.reshape((1,) * (len(shape) - bits.ndim) + bits.shape)
+    return _sum_blocks(stream_key(0, name), bits.view(_SIGNED[bits.itemsize]), tuple(offset), tuple(shape))
 
 
-def tensor_digest(shape: Sequence[int], dtype: torch.dtype, total: int) -> TensorDigest:
+def tensor_digest(shape: Sequence[int], dtype: str, total: int) -> TensorDigest:
     """As the manifest has it; ``total`` is the sum of the parts."""
-    return TensorDigest(shape=tuple(shape), dtype=str(dtype).removeprefix("torch."), digest=f"{total % _MODULUS:016x}")
+    return TensorDigest(shape=tuple(shape), dtype=dtype, digest=f"{total % MODULUS:016x}")
 
 
-def _sum_blocks(key: int, part: Tensor, offset: tuple[int, ...], shape: tuple[int, ...]) -> int:
-    if part.numel() <= (CPU_BLOCK_ELEMENTS if part.is_cpu else DEVICE_BLOCK_ELEMENTS):
-        return _sum_block(key, part, offset, shape)
-    axis = max(range(part.dim()), key=lambda axis: part.shape[axis])
-    half = part.shape[axis] // 2
-    second = tuple(place + half * (a == axis) for a, place in enumerate(offset))
-    return (
-        _sum_blocks(key, part.narrow(axis, 0, half), offset, shape)
-        + _sum_blocks(key, part.narrow(axis, half, part.shape[axis] - half), second, shape)
-    ) % _MODULUS
+def join_pieces(pieces: Iterable[Piece]) -> dict[str, TensorDigest]:
+    """The digest of every tensor, by name, from pieces that cover each once."""
+    totals: dict[str, int] = {}
+    kinds: dict[str, Piece] = {}
+    for piece in pieces:
+        totals[piece.name] = totals.get(piece.name, 0) + piece.part
+        kinds[piece.name] = piece
+    return {name: tensor_digest(kinds[name].shape, kinds[name].dtype, totals[name]) for name in sorted(totals)}
 
 
-def _sum_block(key: int, part: Tensor, offset: tuple[int, ...], shape: tuple[int, ...]) -> int:
-    if not part.numel():
+def _sum_blocks(key: int, bits: Bits, offset: tuple[int, ...], shape: tuple[int, ...]) -> int:
+    if bits.size <= BLOCK_ELEMENTS:
+        return _sum_block(key, bits, offset, shape)
+    axis = max(range(bits.ndim), key=lambda axis: bits.shape[axis])
+    first, second = np.array_split(bits, 2, axis)
+    behind = tuple(place + first.shape[axis] * (a == axis) for a, place in enumerate(offset))
+    return (_sum_blocks(key, first, offset, shape) + _sum_blocks(key, second, behind, shape)) % MODULUS
+
+
+def _sum_block(key: int, bits: Bits, offset: tuple[int, ...], shape: tuple[int, ...]) -> int:
+    if not bits.size:
         return 0
     # the row-major index in the whole, times GOLDEN: linear, so it is built axis by axis, the small ones first
-    z = torch.full((1,) * part.dim(), key, dtype=torch.int64, device=part.device)
+    z = np.full((1,) * bits.ndim, key, np.uint64)
     stride = 1
-    for axis in reversed(range(part.dim())):
-        places = torch.arange(offset[axis], offset[axis] + part.shape[axis], device=part.device)
-        z = z + (places * _wrap(stride * GOLDEN)).view(-1, *[1] * (part.dim() - 1 - axis))
+    for axis in reversed(range(bits.ndim)):
+        places = np.arange(offset[axis], offset[axis] + bits.shape[axis], dtype=np.uint64)
+        z = z + (places * np.uint64(stride * GOLDEN % MODULUS)).reshape(-1, *[1] * (bits.ndim - 1 - axis))
         stride *= shape[axis]
-    bits = part.contiguous().view(_BITS[part.element_size()])
-    return int(scramble(z + bits).sum()) % _MODULUS
-
-
-def _wrap(number: int) -> int:
-    """Into the range of int64, modulo 2**64."""
-    return (number + (1 << 63)) % _MODULUS - (1 << 63)
+    z += bits.astype(np.int64).view(np.uint64)  # with their sign, as torch widens them
+    for shift, factor in ((30, MIX_1), (27, MIX_2)):
+        z ^= z >> np.uint64(shift)
+        z *= np.uint64(factor)
+    z ^= z >> np.uint64(31)
+    return int(z.sum(dtype=np.uint64))

@@ -1,24 +1,22 @@
-"""Tells a full disk from other failures of a save, however deep it lies in what the writers raised."""
+"""Tells a full disk from other failures of a save."""
 
-import errno
-from collections.abc import Iterator
-
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TEXTS = ("No space left on device", "Disk quota exceeded", "File too large")
-"""Writers in other processes, and those of other ranks, send home no more than a text."""
+"""Of ENOSPC, EDQUOT and EFBIG; ranks tell each other of a failure by its text."""
 
 
-def is_out_of_disk(error: BaseException) -> bool:
+def names_full_disk(failure: str) -> bool:
     """Whether a write failed because a disk, a quota or a file-size limit was full."""
-    return any(
-        (isinstance(found, OSError) and found.errno in _NO_ROOM) or any(text in str(found) for text in _TEXTS)
-        for found in _chain(error)
-    )
+    return any(text in failure for text in _TEXTS)
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
+def root_of(error: BaseException) -> BaseException:
+    """The full disk that ``error`` comes from, else ``error``: torch's writer, closing, stumbles over what it could not
+    write."""
+    seen: list[BaseException] = []
+    found: BaseException | None = error
+    while found is not None and found not in seen:
+        if names_full_disk(str(found)):
+            return found
+        seen.append(found)
+        found = found.__cause__ or found.__context__
+    return error

@@ -3,25 +3,9 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import torch.distributed as dist
-
 from ultramem_megatron.checkpoint.manifest import Manifest, TensorDigest
 from ultramem_megatron.errors import CheckpointError
 from ultramem_megatron.files import sha256_of
-
-
-def check_files(folder: Path, manifest: Manifest) -> None:
-    """Read every file once, each rank its share, before any is loaded. Collective over the world.
-
-    Raises:
-        CheckpointError: On all ranks; names the files that have changed.
-    """
-    largest_first = sorted(manifest.sha256, key=lambda name: manifest.files[name], reverse=True)
-    gathered: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(gathered, changed_files(folder, manifest, largest_first[dist.get_rank() :: len(gathered)]))
-    changed = sorted(name for names in gathered for name in names)
-    if changed:
-        raise CheckpointError(describe_damage(folder, [f"{name} has changed since it was written" for name in changed]))
 
 
 def changed_files(folder: Path, manifest: Manifest, names: Iterable[str]) -> list[str]:

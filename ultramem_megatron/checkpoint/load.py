@@ -4,28 +4,78 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.serialization import get_default_load_sharded_strategy
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelLoadStrategyWrapper
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.optimizer import ChainedOptimizer
+from torch.distributed.checkpoint.api import CheckpointException
 
 from ultramem_megatron.checkpoint.content import logical_digests, sharded_state, weights_state
-from ultramem_megatron.checkpoint.integrity import compare_digests
+from ultramem_megatron.checkpoint.integrity import changed_files, compare_digests, describe_damage
 from ultramem_megatron.checkpoint.manifest import Manifest
 from ultramem_megatron.config.load import to_plain
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.errors import CheckpointError
 
 
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Read every file once, each rank its share, before any is loaded. Collective over the world.
+
+    Raises:
+        CheckpointError: On all ranks; names the files that have changed.
+    """
+    largest_first = sorted(manifest.sha256, key=lambda name: manifest.files[name], reverse=True)
+    gathered: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, changed_files(folder, manifest, largest_first[dist.get_rank() :: len(gathered)]))
+    changed = sorted(name for names in gathered for name in names)
+    if changed:
+        raise CheckpointError(describe_damage(folder, [f"{name} has changed since it was written" for name in changed]))
+
+
+def _load(folder: Path, state: dict[str, Any], replicas: dist.ProcessGroup | None = None) -> dict[str, Any]:
+    """As megatron-core does it.
+
+    Args:
+        folder: The checkpoint.
+        state: What to fill.
+        replicas: What several ranks of this group need, one of them reads and sends on. None: each reads all it needs.
+
+    Raises:
+        CheckpointError: On all ranks, when one cannot read a file or make sense of it; names rank and reason.
+    """
+    try:
+        strategy = get_default_load_sharded_strategy(str(folder))
+        if replicas is not None:
+            strategy = FullyParallelLoadStrategyWrapper(strategy, replicas)
+        return dict(dist_checkpointing.load(state, str(folder), sharded_strategy=strategy))
+    except CheckpointException as error:
+        reasons = [f"rank {rank} cannot read its part ({failure!r})" for rank, (failure, _) in error.failures.items()]
+        raise CheckpointError(describe_damage(folder, reasons)) from None
+
+
 def load_checkpoint(
-    folder: Path, manifest: Manifest, ddp: list[DistributedDataParallel], optimizer: ChainedOptimizer
+    folder: Path,
+    manifest: Manifest,
+    ddp: list[DistributedDataParallel],
+    optimizer: ChainedOptimizer,
+    replicas: dist.ProcessGroup,
 ) -> None:
     """Fill weights and optimizer. Collective over the world; the layout may differ from the one that saved.
+
+    Args:
+        folder: The checkpoint.
+        manifest: Of it.
+        ddp: This rank's wrapped model chunks.
+        optimizer: Whose master weights and moments come along.
+        replicas: Ranks that need much the same: the data-parallel ones. One of them reads, and sends on.
 
     Raises:
         CheckpointError: What the run holds then is not what was saved; names the tensors. Its state is of no use.
     """
-    loaded = dist_checkpointing.load(sharded_state(ddp, optimizer, loading=True), str(folder))
+    loaded = _load(folder, sharded_state(ddp, optimizer, loading=True), replicas)
     for index, chunk in enumerate(ddp):
         chunk.module.load_state_dict(loaded["model"][f"chunk_{index}"])
     weights = logical_digests(weights_state([chunk.module for chunk in ddp]))
@@ -42,7 +92,7 @@ def load_weights(folder: Path, manifest: Manifest, chunks: Sequence[GPTModel]) -
     Raises:
         CheckpointError: They are not what was saved; names the tensors.
     """
-    loaded = dist_checkpointing.load(weights_state(chunks), str(folder))
+    loaded = _load(folder, weights_state(chunks))
     for index, chunk in enumerate(chunks):
         chunk.load_state_dict(loaded["model"][f"chunk_{index}"])
     compare_digests(folder, manifest, logical_digests(weights_state(chunks)))

@@ -1,6 +1,7 @@
 """A run's folder of checkpoints: ``step_00000120/`` ..., and ``latest``, which names the newest."""
 
 import logging
+import secrets
 import shutil
 import time
 from collections.abc import Mapping
@@ -23,9 +24,9 @@ def step_folder(root: Path, step: int) -> Path:
     return root / f"step_{step:08d}"
 
 
-def unfinished_folder(root: Path, step: int) -> Path:
-    """Where it is written before it is whole."""
-    return root / f"{UNFINISHED}{step_folder(root, step).name}"
+def unfinished_folders(root: Path) -> list[Path]:
+    """Checkpoints that are being written, or that a killed writer left."""
+    return sorted(root.glob(f"{UNFINISHED}step_*"))
 
 
 def checkpoint_folders(root: Path) -> list[Path]:
@@ -50,16 +51,37 @@ def choose_folder(path: Path) -> Path:
 
 
 def begin(root: Path, step: int) -> Path:
-    """An empty folder to write into; whatever a killed writer left is removed. For one process."""
+    """An empty folder to write into, of a name that no other writer has. For one process."""
     root.mkdir(parents=True, exist_ok=True)
-    for leftover in root.glob(f"{UNFINISHED}*"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover)
-        else:  # a pointer that was written but not yet put in its place
-            leftover.unlink()
-    folder = unfinished_folder(root, step)
+    folder = _unfinished(root, step_folder(root, step).name)
     folder.mkdir()
     return folder
+
+
+def remove_leftovers(root: Path) -> None:
+    """Remove what killed writers left. For one process, before it begins to write.
+
+    A run has one set of processes. Should another still write here, it finds its folder gone, and publishes nothing.
+    """
+    for leftover in root.glob(f"{UNFINISHED}*"):
+        discard(leftover)
+
+
+def discard(path: Path) -> None:
+    """Remove a checkpoint, finished or not, or a pointer that never came into its place.
+
+    It loses its name first, so that a kill in between leaves no checkpoint with holes.
+    """
+    name = path.name.removeprefix(UNFINISHED).partition(".")[0]
+    nameless = path.rename(_unfinished(path.parent, name))
+    if nameless.is_dir():
+        shutil.rmtree(nameless)
+    else:
+        nameless.unlink()
+
+
+def _unfinished(root: Path, name: str) -> Path:
+    return root / f"{UNFINISHED}{name}.{secrets.token_hex(4)}"
 
 
 def wait_until_visible(folder: Path, written: dict[str, int]) -> None:
@@ -99,7 +121,7 @@ def finish(root: Path, folder: Path, manifest: Manifest, keep: int | None) -> Pa
     sync_to_disk(folder)
     target = step_folder(root, manifest.step)
     if target.exists():  # an earlier attempt at the same step, found damaged or superseded
-        shutil.rmtree(target)
+        discard(target)
     folder.rename(target)
     _point_latest(root, target)
     if keep is not None:
@@ -112,7 +134,7 @@ def _remove_old(root: Path, keep: int) -> None:
     good = 0
     for folder in checkpoint_folders(root):
         if good >= keep:
-            shutil.rmtree(folder)
+            discard(folder)
         elif _is_good(folder):
             good += 1
 
@@ -159,7 +181,7 @@ def find_newest(root: Path, damaged: Mapping[Path, str] = MappingProxyType({})) 
 
 
 def _point_latest(root: Path, target: Path) -> None:
-    pointer = root / f"{UNFINISHED}{LATEST}"
+    pointer = _unfinished(root, LATEST)
     pointer.write_text(f"{target.name}\n")
     sync_to_disk(pointer)
     pointer.replace(root / LATEST)

@@ -1,37 +1,67 @@
-"""What lies in a checkpoint's files, read piece by piece on one process, without ranks and without a model.
+"""What lies in a checkpoint's files, read piece by piece on one process, without ranks, a model or torch.
 
 The format is that of torch.distributed.checkpoint: ``.metadata`` says which rectangle of which tensor lies where, and
 each rectangle is what ``torch.save`` wrote, a zip archive whose one stored entry is the data. Both are pickles; they
-are read with unpicklers that know a handful of plain names and run nothing else.
+are read with unpicklers that know a handful of plain names and run nothing (``torch_pickle.py``).
 """
 
 import io
 import math
 import pickle
 import zipfile
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
-from torch import Tensor
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
+import numpy as np
 
+from ultramem_megatron.checkpoint.digest import Bits
+from ultramem_megatron.checkpoint.torch_pickle import DCP, Stand, Unpickler, place_of, sizes_of
 from ultramem_megatron.errors import CheckpointError
 
 METADATA = ".metadata"
 TABLE_SUFFIX = ".table.weight"
 
 _METADATA_NAMES = {
-    "torch.distributed.checkpoint.metadata": {
+    DCP: {
         *("Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata", "BytesStorageMetadata"),
         *("MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING"),
     },
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
     "torch.distributed.checkpoint.planner": {"SavePlan", "WriteItem", "WriteItemType", "TensorWriteData"},
     "torch.serialization": {"_get_layout"},
-    "torch": {"Size", *(str(t).removeprefix("torch.") for t in vars(torch).values() if isinstance(t, torch.dtype))},
 }
+
+STORAGE_CLASSES = {
+    "float64": "DoubleStorage",
+    "float32": "FloatStorage",
+    "float16": "HalfStorage",
+    "bfloat16": "BFloat16Storage",
+    "int64": "LongStorage",
+    "int32": "IntStorage",
+    "int16": "ShortStorage",
+    "int8": "CharStorage",
+    "uint8": "ByteStorage",
+    "bool": "BoolStorage",
+}
+"""What ``torch.save`` calls the storage of a tensor, by the name of its dtype."""
+
+_ITEM_BITS: dict[str, type[np.unsignedinteger[Any]]] = {
+    **dict.fromkeys(("float64", "int64"), np.uint64),
+    **dict.fromkeys(("float32", "int32"), np.uint32),
+    **dict.fromkeys(("float16", "bfloat16", "int16"), np.uint16),
+    **dict.fromkeys(("int8", "uint8", "bool"), np.uint8),
+}
+
+
+def item_bytes(dtype: str) -> int:
+    """Size of an element.
+
+    Args:
+        dtype: As torch calls it, without ``torch.``; one of ``STORAGE_CLASSES``.
+    """
+    return np.dtype(_ITEM_BITS[dtype]).itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +71,7 @@ class Record:
     file: Path
     start: int
     length: int
-    info: Any = field(repr=False)
+    info: Stand = field(repr=False)
     """As ``.metadata`` has it."""
 
 
@@ -60,13 +90,14 @@ class StoredTensor:
 
     name: str
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: str
+    """As torch calls it, without ``torch.``."""
     chunks: tuple[Chunk, ...]
 
     @property
     def num_bytes(self) -> int:
         """Of the whole tensor."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        return math.prod(self.shape) * item_bytes(self.dtype)
 
     @property
     def is_table(self) -> bool:
@@ -86,7 +117,8 @@ class Stored:
     tensors: dict[str, StoredTensor]
     objects: dict[str, Record]
     """Bytes that megatron-core keeps for modules; not looked into."""
-    metadata: Metadata
+    metadata: Stand
+    """The whole list, as ``.metadata`` has it."""
 
 
 def read_stored(folder: Path) -> Stored:
@@ -97,15 +129,15 @@ def read_stored(folder: Path) -> Stored:
     """
     try:
         with (folder / METADATA).open("rb") as stream:
-            metadata = _MetadataUnpickler(stream).load()
-        assert isinstance(metadata, Metadata)
-        records = {index: _record(folder, info) for index, info in metadata.storage_data.items()}
+            metadata = Unpickler(stream, _is_of_a_list, "list of tensors", {}).load()
+        assert type(metadata).__name__ == "Metadata"
+        records = {place_of(index): _record(folder, info) for index, info in metadata.storage_data.items()}
         tensors, objects = {}, {}
         for name, entry in metadata.state_dict_metadata.items():
-            if isinstance(entry, TensorStorageMetadata):
+            if type(entry).__name__ == "TensorStorageMetadata":
                 tensors[name] = _stored_tensor(name, entry, records)
             else:
-                objects[name] = records[MetadataIndex(name)]
+                objects[name] = records[name, None]
     except Exception as error:  # whatever a damaged pickle does
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"checkpoint {folder}: {METADATA} cannot be read ({reason}); restore it") from None
@@ -115,7 +147,7 @@ def read_stored(folder: Path) -> Stored:
 class ChunkReader:
     """Reads rows of one chunk. A row is an index of its first axis that is longer than 1."""
 
-    def __init__(self, chunk: Chunk, dtype: torch.dtype) -> None:
+    def __init__(self, chunk: Chunk, dtype: str) -> None:
         """
         Raises:
             CheckpointError: The record does not hold what ``.metadata`` says.
@@ -130,48 +162,45 @@ class ChunkReader:
         except (OSError, zipfile.BadZipFile, pickle.UnpicklingError, KeyError, ValueError) as error:
             raise CheckpointError(f"{chunk.record.file}: a tensor's record cannot be read ({error})") from None
 
-    def read(self, start: int, stop: int) -> Tensor:
-        """Rows ``start`` to ``stop`` (excluded), in a tensor of as many dimensions as the chunk."""
+    def read(self, start: int, stop: int) -> Bits:
+        """Rows ``start`` to ``stop`` (excluded), with as many dimensions as the chunk."""
         sizes = list(self.chunk.sizes)
         if sizes:
             sizes[self.axis] = stop - start
-        part = torch.empty(sizes, dtype=self.dtype)
+        part = new_bits(sizes, self.dtype)
         self.read_into(part, start)
         return part
 
-    def read_into(self, part: Tensor, start: int) -> None:
+    def read_into(self, part: Bits, start: int) -> None:
         """Fill ``part``, which is contiguous, with the rows from ``start`` on."""
-        if not part.numel():
+        if not part.size:
             return
-        content: Any = part.view(-1).view(torch.uint8).numpy()
+        content: Any = part.reshape(-1).view(np.uint8)
         with self.chunk.record.file.open("rb") as stream:
-            stream.seek(self.data_start + start * self.row_elements * self.dtype.itemsize)
+            stream.seek(self.data_start + start * self.row_elements * part.itemsize)
             filled = stream.readinto(content)
-        if filled != part.numel() * part.element_size():
+        if filled != part.nbytes:
             raise CheckpointError(f"{self.chunk.record.file} ends within a tensor")
 
 
-class _MetadataUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if name not in _METADATA_NAMES.get(module, ()):
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which no list of tensors needs")
-        return super().find_class(module, name)
+def new_bits(sizes: tuple[int, ...] | list[int], dtype: str) -> Bits:
+    """Room for elements, whose bits alone matter."""
+    return np.empty(sizes, _ITEM_BITS[dtype])
 
 
-class _TensorUnpickler(pickle.Unpickler):
-    """Yields the arguments that torch would rebuild a tensor from."""
+def _is_of_a_list(module: str, name: str) -> bool:
+    return name in _METADATA_NAMES.get(module, ()) or (module == "torch" and (name == "Size" or name in _ITEM_BITS))
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda *arguments: arguments
-        if (module, name) == ("collections", "OrderedDict"):
-            return dict
-        if module in ("torch", "torch.storage") and name.endswith("Storage"):
-            return name
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which no plain tensor needs")
 
-    def persistent_load(self, pid: Any) -> Any:
-        return pid
+def _is_of_a_tensor(module: str, name: str) -> bool:
+    return module in ("torch", "torch.storage") and name.endswith("Storage")
+
+
+_REBUILD = {
+    ("torch._utils", "_rebuild_tensor_v2"): lambda *arguments: arguments,
+    ("collections", "OrderedDict"): OrderedDict,
+}
+"""Yields the arguments that torch would rebuild a tensor from."""
 
 
 class _Slice(io.RawIOBase):
@@ -202,22 +231,31 @@ class _Slice(io.RawIOBase):
         return len(data)
 
 
-def _data_start(chunk: Chunk, dtype: torch.dtype) -> int:
+def _data_start(chunk: Chunk, dtype: str) -> int:
     """Where in the file the elements begin, in row-major order."""
     record, elements = chunk.record, math.prod(chunk.sizes)
     with record.file.open("rb") as stream, zipfile.ZipFile(io.BufferedReader(_Slice(stream, record))) as archive:
         (pickled,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-        (_, _, key, *_), first, shape, stride, *_ = _TensorUnpickler(io.BytesIO(archive.read(pickled))).load()
+        (_, _, key, *_), first, shape, stride, *_ = _arguments_of(archive.read(pickled))
         if tuple(shape) != chunk.sizes[len(chunk.sizes) - len(shape) :] or math.prod(shape) != elements:
             raise ValueError(f"its shape is {tuple(shape)}, not {chunk.sizes}")
-        if elements and not torch.empty(0).new_empty(shape, device="meta").as_strided(shape, stride).is_contiguous():
+        if elements and not _is_row_major(shape, stride):
             raise ValueError("its elements are not in row-major order")
         entry = archive.getinfo(pickled.removesuffix("data.pkl") + f"data/{key}")
-        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size < (first + elements) * dtype.itemsize:
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size < (first + elements) * item_bytes(dtype):
             raise ValueError("its data is compressed or too short")
         stream.seek(record.start + entry.header_offset + 26)  # the local header repeats name and extra field
         name_length, extra_length = (int.from_bytes(stream.read(2), "little") for _ in range(2))
-        return record.start + entry.header_offset + 30 + name_length + extra_length + first * dtype.itemsize
+        return record.start + entry.header_offset + 30 + name_length + extra_length + first * item_bytes(dtype)
+
+
+def _arguments_of(pickled: bytes) -> Any:
+    return Unpickler(io.BytesIO(pickled), _is_of_a_tensor, "plain tensor", _REBUILD).load()
+
+
+def _is_row_major(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    dense = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    return all(size == 1 or step == full for size, step, full in zip(shape, stride, dense, strict=True))
 
 
 def _record(folder: Path, info: Any) -> Record:
@@ -227,9 +265,10 @@ def _record(folder: Path, info: Any) -> Record:
     return Record(folder / name, info.offset, info.length, info)
 
 
-def _stored_tensor(name: str, entry: TensorStorageMetadata, records: dict[MetadataIndex, Record]) -> StoredTensor:
-    chunks = tuple(
-        Chunk(tuple(chunk.offsets), tuple(chunk.sizes), records[MetadataIndex(name, chunk.offsets)])
-        for chunk in entry.chunks
-    )
-    return StoredTensor(name, tuple(entry.size), entry.properties.dtype, chunks)
+def _stored_tensor(name: str, entry: Stand, records: dict[tuple[str, Any], Record]) -> StoredTensor:
+    chunks = []
+    for chunk in entry.chunks:
+        offset = sizes_of(chunk.offsets)
+        chunks.append(Chunk(offset, sizes_of(chunk.sizes), records[name, offset]))
+    dtype = entry.properties.state[0].__name__
+    return StoredTensor(name, sizes_of(entry.size), dtype, tuple(chunks))

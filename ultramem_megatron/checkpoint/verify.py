@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ultramem_megatron.checkpoint.digest import digest_part, tensor_digest
+from ultramem_megatron.checkpoint.digest import digest_bits, tensor_digest
 from ultramem_megatron.checkpoint.integrity import changed_files
 from ultramem_megatron.checkpoint.manifest import Manifest, TensorDigest, read_manifest
-from ultramem_megatron.checkpoint.stored import ChunkReader, StoredTensor, read_stored
+from ultramem_megatron.checkpoint.stored import ChunkReader, StoredTensor, item_bytes, read_stored
 from ultramem_megatron.errors import CheckpointError
 
 BLOCK_BYTES = 16 * 2**20
@@ -70,9 +70,9 @@ def digest_of(tensor: StoredTensor) -> TensorDigest:
     total = 0
     for chunk in tensor.chunks:
         reader = ChunkReader(chunk, tensor.dtype)
-        step = max(1, BLOCK_BYTES // max(1, reader.row_elements * tensor.dtype.itemsize))
+        step = max(1, BLOCK_BYTES // max(1, reader.row_elements * item_bytes(tensor.dtype)))
         for start in range(0, reader.rows, step):
             part = reader.read(start, min(start + step, reader.rows))
             offset = tuple(place + start * (axis == reader.axis) for axis, place in enumerate(chunk.offset))
-            total += digest_part(tensor.name, part, offset, tensor.shape)
+            total += digest_bits(tensor.name, part, offset, tensor.shape)
     return tensor_digest(tensor.shape, tensor.dtype, total)

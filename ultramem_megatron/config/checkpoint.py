@@ -16,6 +16,10 @@ class CheckpointConfig:
     keep: int = 2
     """Newest checkpoints kept."""
 
+    async_save: bool = True
+    """Write beside training, which stands still for a copy of the state alone; needs host memory for that copy (all
+    that the rank saves: weights, fp32 master weights and moments). False: training waits until all is written."""
+
     load: str = ""
     """Start from the newest checkpoint of this folder when the run has none of its own yet."""
 

@@ -38,6 +38,16 @@ class PartitionName(StrEnum):
     """Every rank has the whole table."""
 
 
+class GroupPlacement(StrEnum):
+    """Which ranks of a pipeline stage make up a ``mem`` group; ``auto`` leaves the choice to the planner."""
+
+    AUTO = "auto"
+    PACKED = "packed"
+    """Neighbours: a group lies in as few nodes as can be, the copies of a shard far apart. Fast lookups."""
+    SPREAD = "spread"
+    """Ranks far apart: the copies of a shard are neighbours. Fast synchronisation of the copies."""
+
+
 MOST_ROWS = 2**31
 """Row numbers travel as int32 ..."""
 MOST_BLOCKS = 2**8
@@ -197,6 +207,9 @@ class MemoryConfig:
 
     parallel_size: str = "auto"
     """Ranks that share one copy of each table [P]: a number, or ``auto``."""
+
+    placement: GroupPlacement = GroupPlacement.AUTO
+    """Which ranks share a copy: ``packed`` (neighbours), ``spread`` (far apart) or ``auto``."""
 
     node_size: str = "auto"
     """``grid``: ranks that count as one node and split the columns [L]: a number that divides ``parallel_size``, or

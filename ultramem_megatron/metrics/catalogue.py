@@ -151,6 +151,52 @@ PREDICTED_BACKWARD_BYTES = Metric(
     help="The planner's figure for the backward payload.",
 )
 
+STALL_SECONDS = Metric(
+    name="checkpoint/stall_seconds",
+    unit="seconds",
+    reduction=Reduction.LAST,
+    help="Time that training stood still for a checkpoint: all of the save, or, with checkpoint.async_save, the copy "
+    "to host memory, what ranks agree on before and after, and the wait for a save before it that was still running.",
+)
+WRITE_SECONDS = Metric(
+    name="checkpoint/write_seconds",
+    unit="seconds",
+    reduction=Reduction.LAST,
+    help="Time to digest, write, flush and publish a checkpoint; beside training with checkpoint.async_save. Close to "
+    "the time between two saves, they begin to wait for each other: save less often, or on faster storage.",
+)
+MESSAGE_BYTES = Metric(
+    name="communication/message_bytes",
+    unit="bytes per micro-batch and rank",
+    reduction=Reduction.MEAN,
+    help="Payload that a rank sent in one kind of a lookup's messages, such as forward.rows, in the reported step.",
+)
+MESSAGE_SECONDS = Metric(
+    name="communication/message_seconds",
+    unit="seconds per micro-batch",
+    reduction=Reduction.MAX,
+    help="From the beginning of such a collective to its end, on the slowest rank; the lateness of peers counts. Far "
+    "above the prediction: a slow link or node, or a profile that is stale.",
+)
+MESSAGE_EXPOSED_SECONDS = Metric(
+    name="communication/message_exposed_seconds",
+    unit="seconds per micro-batch",
+    reduction=Reduction.MAX,
+    help="Part of it for which the slowest rank did nothing but wait; the rest was hidden behind dense blocks.",
+)
+PREDICTED_MESSAGE_BYTES = Metric(
+    name="communication/predicted_message_bytes",
+    unit="bytes per micro-batch and rank",
+    reduction=Reduction.MEAN,
+    help="The planner's figure for the payload of such messages, all rows being equally likely.",
+)
+PREDICTED_MESSAGE_SECONDS = Metric(
+    name="communication/predicted_message_seconds",
+    unit="seconds per micro-batch",
+    reduction=Reduction.MEAN,
+    help="The planner's figure for such a collective, on links that do nothing else.",
+)
+
 METRICS: tuple[Metric, ...] = (
     LOSS,
     AUXILIARY_LOSS,
@@ -175,6 +221,13 @@ METRICS: tuple[Metric, ...] = (
     BACKWARD_BYTES,
     PREDICTED_FORWARD_BYTES,
     PREDICTED_BACKWARD_BYTES,
+    STALL_SECONDS,
+    WRITE_SECONDS,
+    MESSAGE_BYTES,
+    MESSAGE_SECONDS,
+    MESSAGE_EXPOSED_SECONDS,
+    PREDICTED_MESSAGE_BYTES,
+    PREDICTED_MESSAGE_SECONDS,
 )
 
 

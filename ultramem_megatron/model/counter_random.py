@@ -1,22 +1,16 @@
 """Random numbers as functions of (key, index): any shard of a tensor gets the numbers of its place in the whole."""
 
-import hashlib
 import math
 
 import torch
 from torch import Tensor
 
-# SplitMix64 (Steele, Lea, Flood 2014): the i-th output of a stream is a bijective mix of key + i * GOLDEN. Written in
-# int64, whose products wrap like unsigned ones.
-GOLDEN = 0x9E3779B97F4A7C15 - 2**64
-MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
-MIX_2 = 0x94D049BB133111EB - 2**64
+from ultramem_megatron.model import stream_key
 
-
-def stream_key(seed: int, name: str) -> int:
-    """A 63-bit key for the tensor ``name`` of a run with ``seed``."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
+# SplitMix64 in int64, whose products wrap like unsigned ones
+GOLDEN = stream_key.GOLDEN - 2**64
+MIX_1 = stream_key.MIX_1 - 2**64
+MIX_2 = stream_key.MIX_2 - 2**64
 
 
 def uniform_at(key: int, index: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ultramem_megatron.config.model import ModelConfig
 from ultramem_megatron.memory.initial_rules import InitialRule, constant, normal
 from ultramem_megatron.memory.layer import MemoryLayer
-from ultramem_megatron.model.counter_random import normal_at, stream_key, uniform_at
+from ultramem_megatron.model.counter_random import normal_at, uniform_at
+from ultramem_megatron.model.stream_key import stream_key
 
 BLOCK_ELEMENTS = 1 << 22  # drawn at a time: bounds the fp64 and int64 temporaries to some 100 MiB
 

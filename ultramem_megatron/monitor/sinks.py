@@ -23,6 +23,8 @@ _CHARTS = {
     "communication": {
         "forward bytes, predicted and measured": ["Multiline", [r"communication/(predicted_)?forward_bytes.*"]],
         "backward bytes, predicted and measured": ["Multiline", [r"communication/(predicted_)?backward_bytes.*"]],
+        "seconds, predicted and measured": ["Multiline", [r"communication/(predicted_)?message_seconds.*"]],
+        "seconds waited for": ["Multiline", [r"communication/message_exposed_seconds.*"]],
     },
     "loss": {"training and validation": ["Multiline", [r"train/loss", r"validation/loss.*"]]},
     "memory layers": {

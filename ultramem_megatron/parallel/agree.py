@@ -33,3 +33,15 @@ def on_first_rank(find: Callable[[], Answer]) -> Answer:
     if failure is not None:
         raise failure
     return found  # type: ignore[return-value]
+
+
+def on_all_ranks(mine: bool, device: torch.device) -> bool:
+    """Whether ``mine`` is true on every rank. Collective over the world.
+
+    Args:
+        mine: As this rank sees it.
+        device: Where the backend of the world reduces.
+    """
+    flag = torch.tensor([int(mine)], device=device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
+    return bool(flag.item())

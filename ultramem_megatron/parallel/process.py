@@ -38,10 +38,29 @@ def start_process(place: ProcessPlace, *, timeout_seconds: float = 600.0) -> tor
     """
     # megatron-core says at import what it lacks; `ultramem doctor` says it once, and what is used instead
     warnings.filterwarnings("ignore", module=r"(megatron|torch)\.")
-    device = _use_cuda(place) if torch.cuda.is_available() else _use_cpu(place)
+    device = choose_device(place)
+    if device.type == "cpu":
+        from ultramem_megatron.parallel import cpu_seam  # never loaded on a CUDA machine
+
+        cpu_seam.install()
     from ultramem_megatron.parallel import mcore_repairs  # imports megatron-core, which reads what was set up above
 
     mcore_repairs.install()
+    meet(place, device, timeout_seconds=timeout_seconds)
+    return device
+
+
+def choose_device(place: ProcessPlace) -> torch.device:
+    """``cuda:<local rank>`` where CUDA exists, else ``cpu``. Megatron-core is not touched.
+
+    Raises:
+        LaunchError: There are fewer GPUs than processes.
+    """
+    return _use_cuda(place) if torch.cuda.is_available() else _use_cpu(place)
+
+
+def meet(place: ProcessPlace, device: torch.device, *, timeout_seconds: float = 600.0) -> None:
+    """Join the other ranks, over the backend of ``device``. Collective over the world."""
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         rank=place.rank,
@@ -49,7 +68,6 @@ def start_process(place: ProcessPlace, *, timeout_seconds: float = 600.0) -> tor
         timeout=datetime.timedelta(seconds=timeout_seconds),
         **_meeting_point(place, timeout_seconds),
     )
-    return device
 
 
 def _meeting_point(place: ProcessPlace, timeout_seconds: float) -> dict[str, Any]:
@@ -103,14 +121,11 @@ def _use_cuda(place: ProcessPlace) -> torch.device:
 
 
 def _use_cpu(place: ProcessPlace) -> torch.device:
-    from ultramem_megatron.parallel import cpu_seam  # never loaded on a CUDA machine
-
     if "OMP_NUM_THREADS" not in os.environ:  # else whoever started us has shared the cores out
         torch.set_num_threads(max(1, _usable_cores() // place.local_world_size))
     here = place.local_world_size == place.world_size or place.rendezvous.startswith("tcp://127.")
     if here and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: nothing listens beyond it
-    cpu_seam.install()
     return torch.device("cpu")
 
 

@@ -1,4 +1,4 @@
-"""The choice: candidates that fit, ranked by the bytes that one rank sends in one optimizer step."""
+"""The choice: candidates that fit, ranked by the seconds of an optimizer step, or by the bytes that a rank sends."""
 
 import math
 from typing import Any
@@ -7,8 +7,9 @@ from ultramem_megatron.config.memory import PartitionName
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.errors import PlanError
 from ultramem_megatron.planning.cluster import ClusterSpec
-from ultramem_megatron.planning.enumerate import enumerate_candidates, pin_reason
+from ultramem_megatron.planning.enumerate import candidates_of
 from ultramem_megatron.planning.memory_cost import rank_memory
+from ultramem_megatron.planning.messages import predicted_messages
 from ultramem_megatron.planning.paper_cost import (
     paper_break_even_value_dim,
     paper_dimension_wise_bytes,
@@ -16,46 +17,57 @@ from ultramem_megatron.planning.paper_cost import (
 )
 from ultramem_megatron.planning.plan import (
     Candidate,
+    CostModel,
     PaperVerdict,
     Plan,
     PredictedBytes,
-    Rejection,
+    PredictedSeconds,
     TablePlacement,
     sha256_of,
     summarize_config,
 )
-from ultramem_megatron.planning.workload import Workload, workload_of
-from ultramem_megatron.units import GIB
-
-# A tie in bytes goes to the earlier one: number-wise sends no scores, and needs no divisor of the row width.
-TIE_ORDER = (
-    PartitionName.NUMBER_WISE,
-    PartitionName.NUMBER_WISE_POOLED,
-    PartitionName.DIMENSION_WISE,
-    PartitionName.GRID,
-    PartitionName.REPLICATED,
-)
+from ultramem_megatron.planning.problem import Problem, pose
+from ultramem_megatron.planning.ranking import by_bytes, by_time, rank_candidates
+from ultramem_megatron.planning.remedies import dense_model_does_not_fit, nothing_fits
+from ultramem_megatron.planning.sensitivity import flips_of
+from ultramem_megatron.planning.workload import Workload
 
 
-def choose_plan(config: RunConfig, cluster: ClusterSpec) -> Plan:
-    """The plan that sends the fewest bytes among those that fit, honouring ``memory.partition`` and
-    ``memory.parallel_size`` where they are set.
+def choose_plan(
+    config: RunConfig,
+    cluster: ClusterSpec,
+    *,
+    cost_model: CostModel = CostModel.TIME,
+    zipf_exponent: float = 0.0,
+    current: Plan | None = None,
+) -> Plan:
+    """The plan with the shortest step among those that fit, honouring the pins of ``config.memory``.
+
+    Args:
+        config: The run.
+        cluster: Its machines.
+        cost_model: Rank by seconds, or by bytes as the paper does.
+        zipf_exponent: Skew of the picks, as in ``skew.py``.
+        current: The plan of the run so far, which a tie is decided for.
 
     Raises:
         ConfigError: The degrees or the batch do not fit the cluster's ranks.
         PlanError: The pins contradict each other, or nothing fits; says how many GiB are missing and what helps.
     """
-    workload = workload_of(config, cluster.num_ranks)
+    problem = pose(config, cluster, zipf_exponent)
     if not config.memory.span_list:
-        return _dense_plan(config, cluster, workload)
-    candidates = sorted(enumerate_candidates(config, cluster), key=_merit)
+        return _dense_plan(problem, cost_model)
+    candidates, tied = rank_candidates(candidates_of(problem), cost_model, current)
     chosen = candidates[0]
     if not chosen.feasible:
-        raise PlanError(_nothing_fits(config, candidates, cluster))
-    tables = workload.busiest_stage_tables
-    return Plan(
-        **_identity(config, cluster),
+        raise PlanError(nothing_fits(problem, candidates))
+    workload, tables = problem.workload, problem.workload.busiest_stage_tables
+    feasible = [c for c in candidates if c.feasible]
+    plan = Plan(
+        **_identity(problem, cost_model),
         memory_parallel_size=chosen.parallel_size,
+        memory_placement=chosen.placement,
+        chosen=chosen,
         placements=_placements(config, chosen),
         predicted=PredictedBytes(
             forward_per_micro_batch=tables * chosen.forward_bytes,
@@ -64,43 +76,62 @@ def choose_plan(config: RunConfig, cluster: ClusterSpec) -> Plan:
             per_step=chosen.bytes_per_step,
             pending_per_micro_batch=max(workload.pending_bytes),
         ),
+        predicted_seconds=_predicted_seconds(problem, chosen),
+        predicted_messages=predicted_messages(problem, chosen),
         memory=chosen.memory,
         candidates=tuple(candidates),
-        verdict_by_bytes=chosen.partition,
-        tied_with=tuple(c.label for c in candidates[1:] if c.feasible and c.bytes_per_step == chosen.bytes_per_step),
+        verdict_by_bytes=min(feasible, key=by_bytes).partition,
+        verdict_by_time=min(feasible, key=by_time).partition,
+        tied_with=tuple(c.label for c in tied),
         paper_verdict=_paper_verdict(workload, chosen.parallel_size),
+    )
+    return plan.model_copy(update={"flips": flips_of(problem, plan)})
+
+
+def _predicted_seconds(problem: Problem, chosen: Candidate) -> PredictedSeconds:
+    tables = problem.workload.busiest_stage_tables
+    return PredictedSeconds(
+        forward_per_micro_batch=tables * chosen.forward_seconds,
+        backward_per_micro_batch=tables * chosen.backward_seconds,
+        table_sync_per_step=tables * chosen.sync_seconds,
+        exposed_per_step=chosen.exposed_seconds,
+        dense_per_step=_dense_seconds(problem),
+        per_step=chosen.step_seconds,
+        window_forward=min(window.forward_seconds for window in problem.dense.windows),
+        window_backward=min(window.backward_seconds for window in problem.dense.windows),
+        uncertainty_per_step=chosen.uncertainty_seconds,
     )
 
 
-def _merit(candidate: Candidate) -> tuple[bool, float, int, int]:
-    """Sort key: feasible first, then fewest bytes, then the tie order, then the smaller group."""
-    bytes_per_step = math.inf if candidate.rejected_by is Rejection.SHAPE else candidate.bytes_per_step
-    return not candidate.feasible, bytes_per_step, TIE_ORDER.index(candidate.partition), candidate.parallel_size
+def _dense_seconds(problem: Problem) -> float:
+    return problem.dense.turns * max(problem.dense.stage_seconds)
 
 
-def _identity(config: RunConfig, cluster: ClusterSpec) -> dict[str, Any]:
-    summary = summarize_config(config)
+def _identity(problem: Problem, cost_model: CostModel) -> dict[str, Any]:
+    cluster, summary = problem.cluster, summarize_config(problem.config)
     return {
         "cluster": cluster.name,
         "world_size": cluster.num_ranks,
+        "profile": cluster.profile.name,
+        "cost_model": cost_model,
+        "zipf_exponent": problem.workload.lookup.zipf_exponent,
         "config_summary": summary,
         "config_fingerprint": sha256_of(summary),
         "usable_memory_bytes": cluster.usable_bytes,
     }
 
 
-def _dense_plan(config: RunConfig, cluster: ClusterSpec, workload: Workload) -> Plan:
-    memory = rank_memory(config, workload, PartitionName.REPLICATED, 1)
-    if memory.total_bytes > cluster.usable_bytes:
-        raise PlanError(
-            f'the model does not fit cluster "{cluster.name}": {_shortage(memory.parts, cluster)}. '
-            f"{_remedies(memory.parts, tables_split=True)}"
-        )
+def _dense_plan(problem: Problem, cost_model: CostModel) -> Plan:
+    memory = rank_memory(problem.config, problem.workload, PartitionName.REPLICATED, 1)
+    if memory.total_bytes > problem.cluster.usable_bytes:
+        raise PlanError(dense_model_does_not_fit(problem, memory.parts))
+    seconds = _dense_seconds(problem)
     return Plan(
-        **_identity(config, cluster),
+        **_identity(problem, cost_model),
         memory_parallel_size=1,
         placements=(),
         predicted=PredictedBytes(),
+        predicted_seconds=PredictedSeconds(dense_per_step=seconds, per_step=seconds),
         memory=memory.parts,
         candidates=(),
         verdict_by_bytes=None,
@@ -138,53 +169,3 @@ def _paper_verdict(workload: Workload, parallel_size: int) -> PaperVerdict | Non
         break_even_value_dim=None if math.isinf(break_even) else break_even,
         partition=PartitionName.NUMBER_WISE if number_wise <= dimension_wise else PartitionName.DIMENSION_WISE,
     )
-
-
-def _nothing_fits(config: RunConfig, candidates: list[Candidate], cluster: ClusterSpec) -> str:
-    """One paragraph: the smallest candidate that the pins allow, what it lacks by part, and what helps."""
-    head = f'no partition of the memory tables fits cluster "{cluster.name}"'
-    pinned_out = [c for c in candidates if c.rejected_by is Rejection.PIN and c.memory_bytes <= cluster.usable_bytes]
-    escape = f"{pinned_out[0].label} would fit, but {pinned_out[0].reason}. " if pinned_out else ""
-    allowed = [c for c in candidates if not pin_reason(config.memory, c.partition, c.parallel_size)]
-    too_big = [c for c in allowed if c.rejected_by is Rejection.CAPACITY]
-    if not too_big:
-        shapes = "; ".join(f"{c.label}: {c.reason}" for c in allowed)
-        settings = ["memory.partition", "memory.parallel_size"]
-        settings += ["memory.node_size"] if config.memory.partition is PartitionName.GRID else []
-        settings += ["memory.value_dim"] + (["memory.pre_value_dim"] if config.memory.pre_value_dim else [])
-        return f"{head}: {shapes}. {escape}Change {', '.join(settings[:-1])} or {settings[-1]}"
-    smallest = min(too_big, key=lambda c: c.memory_bytes)
-    return (
-        f"{head}. The smallest, {smallest.label}, {_shortage(smallest.memory, cluster)}. {escape}"
-        f"{_remedies(smallest.memory, tables_split=smallest.parallel_size > 1)}"
-    )
-
-
-def _shortage(parts: dict[str, float], cluster: ClusterSpec) -> str:
-    total = sum(parts.values())
-    listed = ", ".join(f"{name.replace('_', ' ')} {count / GIB:.2f}" for name, count in parts.items() if count)
-    return (
-        f"needs {total / GIB:.2f} GiB a rank, {(total - cluster.usable_bytes) / GIB:.2f} GiB more than the "
-        f"{cluster.usable_bytes / GIB:.2f} GiB usable ({listed} GiB)"
-    )
-
-
-def _remedies(parts: dict[str, float], *, tables_split: bool) -> str:
-    """What helps against the largest group of parts."""
-    groups = {"table": 0.0, "dense": 0.0, "expert": 0.0, "work": 0.0}
-    for name, count in parts.items():
-        kind = name.split("_")[0]
-        groups[kind if kind in groups else "work"] += count
-    match max(groups, key=lambda name: groups[name]):
-        case "table":
-            share = "more ranks to share the tables" if tables_split else "a larger memory.parallel_size"
-            return f"The tables weigh most: use {share}, or lower memory.keys_per_side or memory.value_dim"
-        case "dense":
-            return "The dense model weighs most: raise parallelism.tensor or pipeline, or lower model.hidden or layers"
-        case "expert":
-            return "The experts weigh most: raise parallelism.expert, tensor or pipeline, or lower model.experts"
-        case _:
-            return (
-                "Activations weigh most: lower training.micro_batch_size, set training.recompute=full, or raise "
-                "parallelism.tensor or pipeline"
-            )

@@ -6,15 +6,15 @@ coarser, are in ``paper_cost.py``.
 Letters: T tokens of this rank in one micro-batch, K rows a token, P ranks of the ``mem`` group, L of them in a node,
 Dv width of a row, Dp width of a pre-value (UltraMemV2), E pooled vectors, h cores, b bytes of an element, N rows of the
 table, M copies of the table. P - 1 of P equally loaded shares are elsewhere, hence the factor (P - 1) / P throughout.
-Where counts depend on the picks, a function takes those that were measured, and is then exact, or expects all rows to
-be equally likely.
+Where counts depend on the picks, a function takes those that were measured, and is then exact, or expects them under
+the shape's skew.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from ultramem_megatron.config.memory import PartitionName
+from ultramem_megatron.planning.skew import expected_distinct
 
 INT64_BYTES = 8
 INT32_BYTES = 4
@@ -96,6 +96,9 @@ class LookupShape:
 
     pre_value_dim: int = 0
     """Stored width of a row of the second table, whose inner products weigh the picks [Dp]; 0 without one."""
+
+    zipf_exponent: float = 0.0
+    """Skew of the picks, as in ``skew.py``; 0 when all rows are equally likely."""
 
 
 def number_wise_bytes(
@@ -202,19 +205,10 @@ def _expected_owner_counts(shape: LookupShape, ranks: int, kinds: int) -> OwnerC
     return OwnerCounts(picks, groups, picks, groups)
 
 
-def expected_distinct(draws: float, kinds: int) -> float:
-    """Distinct results of so many draws from equally likely kinds: n (1 - (1 - 1 / n) ** draws).
-
-    The chance that some draw hits a kind, times the kinds; the occupancy problem of any textbook on probability.
-    """
-    if kinds == 1:
-        return min(draws, 1)
-    return -kinds * math.expm1(draws * math.log1p(-1 / kinds))  # exact for many kinds too, where 1 - 1 / n rounds
-
-
 def expected_off_rank_rows(shape: LookupShape, ranks: int) -> float:
-    """Distinct rows of other ranks among the picks of a rank when all rows are equally likely."""
-    return expected_distinct(shape.tokens * shape.picks, shape.num_rows) * (ranks - 1) / ranks
+    """Distinct rows of other ranks among the picks of a rank."""
+    distinct = expected_distinct(shape.tokens * shape.picks, shape.num_rows, shape.zipf_exponent)
+    return distinct * (ranks - 1) / ranks
 
 
 def dimension_wise_bytes(shape: LookupShape, ranks: int) -> WireBytes:

@@ -1,15 +1,17 @@
 """All candidate plans of a run: each partition over each number of ranks, with its cost or why it is out."""
 
 import math
+from typing import Any
 
-from ultramem_megatron.config.memory import MemoryConfig, PartitionName
+from ultramem_megatron.config.memory import GroupPlacement, MemoryConfig, PartitionName
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.errors import PlanError
 from ultramem_megatron.planning.cluster import ClusterSpec
-from ultramem_megatron.planning.comm_cost import SyncBytes, WireBytes, partition_bytes, table_sync_bytes
-from ultramem_megatron.planning.memory_cost import layer_shard_elements, rank_memory
+from ultramem_megatron.planning.memory_cost import rank_memory
+from ultramem_megatron.planning.placement import mem_shape
 from ultramem_megatron.planning.plan import Candidate, Rejection
-from ultramem_megatron.planning.workload import Workload, workload_of
+from ultramem_megatron.planning.problem import Problem, pose
+from ultramem_megatron.planning.split import Split, split_cost
 from ultramem_megatron.units import GIB
 
 SPLIT_PARTITIONS = (
@@ -21,21 +23,49 @@ SPLIT_PARTITIONS = (
 SPLIT_BY_ROWS = (PartitionName.NUMBER_WISE, PartitionName.NUMBER_WISE_POOLED)
 
 
-def enumerate_candidates(config: RunConfig, cluster: ClusterSpec) -> list[Candidate]:
+def enumerate_candidates(config: RunConfig, cluster: ClusterSpec, zipf_exponent: float = 0.0) -> list[Candidate]:
     """Every split of every table, in no order of merit. Candidates outside the pins are listed as rejected, so that
     a report can say what a pin costs.
 
     Raises:
         ConfigError: The degrees or the batch do not fit the cluster's ranks.
-        PlanError: ``memory.partition`` and ``memory.parallel_size`` contradict each other.
+        PlanError: The pins of ``config.memory`` contradict each other.
     """
-    workload = workload_of(config, cluster.num_ranks)
-    check_pins(config.memory, workload.stage_ranks)
-    splits = [(PartitionName.REPLICATED, 1)]
-    for ranks in range(2, workload.stage_ranks + 1):
-        if workload.stage_ranks % ranks == 0:
-            splits += [(p, ranks) for p in SPLIT_PARTITIONS if _is_offered(p, config.memory, cluster, ranks)]
-    return [_candidate(config, cluster, workload, partition, ranks) for partition, ranks in splits]
+    return candidates_of(pose(config, cluster, zipf_exponent))
+
+
+def candidates_of(problem: Problem) -> list[Candidate]:
+    """As ``enumerate_candidates``."""
+    memory, cluster, stage_ranks = problem.config.memory, problem.cluster, problem.workload.stage_ranks
+    check_pins(memory, stage_ranks)
+    splits = [Split(PartitionName.REPLICATED, 1, 1, GroupPlacement.PACKED)]
+    for ranks in divisors(stage_ranks)[1:]:
+        for partition in SPLIT_PARTITIONS:
+            if not _is_offered(partition, memory, cluster, ranks):
+                continue
+            node_size = node_size_of(memory, cluster, ranks) if partition is PartitionName.GRID else 1
+            splits += [Split(partition, ranks, node_size, place) for place in _places(partition, problem, ranks)]
+    return [_candidate(problem, split) for split in splits]
+
+
+def divisors(number: int) -> list[int]:
+    """All of them, ascending."""
+    lower = [one for one in range(1, math.isqrt(number) + 1) if number % one == 0]
+    return sorted({*lower, *(number // one for one in lower)})
+
+
+def _places(partition: PartitionName, problem: Problem, ranks: int) -> list[GroupPlacement]:
+    """Spread out as well, where that is another thing or asked for. The nodes of a grid are neighbours."""
+    stage_ranks, node_ranks = problem.workload.stage_ranks, problem.cluster.gpus_per_node
+    packed, spread = (
+        mem_shape(one, ranks, stage_ranks, node_ranks) for one in (GroupPlacement.PACKED, GroupPlacement.SPREAD)
+    )
+    asked_for = problem.config.memory.placement is GroupPlacement.SPREAD
+    if partition is PartitionName.GRID or (packed == spread and not asked_for):
+        return [GroupPlacement.PACKED]
+    # a group of the whole stage has nothing to spread over
+    whole = ranks == stage_ranks
+    return [GroupPlacement.SPREAD] if whole and asked_for else [GroupPlacement.PACKED, GroupPlacement.SPREAD]
 
 
 def _is_offered(partition: PartitionName, memory: MemoryConfig, cluster: ClusterSpec, ranks: int) -> bool:
@@ -79,50 +109,46 @@ def node_size_of(memory: MemoryConfig, cluster: ClusterSpec, ranks: int) -> int:
     return math.gcd(ranks, cluster.gpus_per_node) if memory.node_size == "auto" else int(memory.node_size)
 
 
-def pin_reason(memory: MemoryConfig, partition: PartitionName, ranks: int) -> str:
+def pin_reason(memory: MemoryConfig, candidate: Split | Candidate) -> str:
     """Why the pins exclude a candidate; empty when they allow it."""
-    if memory.partition not in (PartitionName.AUTO, partition):
+    if memory.partition not in (PartitionName.AUTO, candidate.partition):
         return f"memory.partition is set to {memory.partition}"
-    if pinned_parallel_size(memory) not in (None, ranks):
+    if pinned_parallel_size(memory) not in (None, candidate.parallel_size):
         return f"memory.parallel_size is set to {memory.parallel_size}"
+    if memory.placement not in (GroupPlacement.AUTO, candidate.placement) and candidate.parallel_size > 1:
+        return f"memory.placement is set to {memory.placement}"
     return ""
 
 
-def _candidate(
-    config: RunConfig, cluster: ClusterSpec, workload: Workload, partition: PartitionName, ranks: int
-) -> Candidate:
-    node_size = node_size_of(config.memory, cluster, ranks) if partition is PartitionName.GRID else 1
+def _candidate(problem: Problem, split: Split) -> Candidate:
+    config, workload = problem.config, problem.workload
+    partition, ranks, node_size = split.partition, split.parallel_size, split.node_size
     memory = rank_memory(config, workload, partition, ranks, node_size)
     shape_reason = _shape_reason(config.memory, partition, ranks, node_size)
-    wire, sync = WireBytes(), SyncBytes(0, 0)
-    if not shape_reason:
-        wire = partition_bytes(partition, workload.lookup, ranks, node_size)
-        sync = table_sync_bytes(
-            shard_elements=layer_shard_elements(config.memory, partition, ranks, node_size),
-            replicas=workload.stage_ranks // ranks,
-            element_bytes=workload.element_bytes,
-        )
-    per_step = workload.micro_batches * (wire.forward_bytes + wire.backward_bytes) + sync.total_bytes
     reasons = (
         (Rejection.SHAPE, shape_reason),
-        (Rejection.PIN, pin_reason(config.memory, partition, ranks)),
-        (Rejection.CAPACITY, _capacity_reason(memory.total_bytes, cluster)),
+        (Rejection.PIN, pin_reason(config.memory, split)),
+        (Rejection.CAPACITY, _capacity_reason(memory.total_bytes, problem.cluster)),
     )
     rejected_by, reason = next(((kind, text) for kind, text in reasons if text), (None, ""))
     return Candidate(
         partition=partition,
         parallel_size=ranks,
+        placement=split.placement,
+        nodes=split.group(problem).nodes,
         node_size=node_size if partition is PartitionName.GRID else None,
-        forward_bytes=wire.forward_bytes,
-        backward_bytes=wire.backward_bytes,
-        sync_bytes=sync.total_bytes,
-        bytes_per_step=workload.busiest_stage_tables * per_step,
+        **(_no_cost() if shape_reason else split_cost(problem, split)),
         memory_bytes=memory.total_bytes,
         memory=memory.parts,
         feasible=rejected_by is None,
         rejected_by=rejected_by,
         reason=reason,
     )
+
+
+def _no_cost() -> dict[str, Any]:
+    """Of what cannot be."""
+    return {"forward_bytes": 0, "backward_bytes": 0, "sync_bytes": 0, "bytes_per_step": 0}
 
 
 def _shape_reason(memory: MemoryConfig, partition: PartitionName, ranks: int, node_size: int) -> str:

@@ -17,7 +17,6 @@ from ultramem_megatron.planning.comm_cost import (
     INT64_BYTES,
     UINT8_BYTES,
     LookupShape,
-    expected_distinct,
 )
 from ultramem_megatron.planning.model_size import (
     attention_parameters,
@@ -28,6 +27,7 @@ from ultramem_megatron.planning.model_size import (
     mlp_parameters,
     router_parameters,
 )
+from ultramem_megatron.planning.skew import expected_distinct
 from ultramem_megatron.planning.workload import Workload
 
 ADAM_MOMENTS_BYTES = 2 * FP32_BYTES

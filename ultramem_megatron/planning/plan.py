@@ -8,15 +8,15 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ultramem_megatron.config.memory import PartitionName, VariantName
+from ultramem_megatron.config.memory import GroupPlacement, PartitionName, VariantName
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.errors import PlanError
 from ultramem_megatron.files import write_text
 
 PLAN_VERSION: Final = 3
 
-# What a plan depends on. Pins (memory.partition, memory.parallel_size, memory.node_size) are compared with the
-# placements instead: a plan made under a pin still serves a run without one.
+# What a plan depends on. Pins (memory.partition, parallel_size, placement, node_size) are compared with what was chosen
+# instead: a plan made under a pin still serves a run without one.
 _SUMMARY_FIELDS = {
     "model": (
         *("layers", "hidden", "ffn_hidden", "heads", "seq_length"),
@@ -44,12 +44,28 @@ class Rejection(StrEnum):
     CAPACITY = "capacity"
 
 
-class Candidate(_Record):
-    """One way of splitting every table. Bytes are what one rank sends to others, on the busiest stage."""
+class CostModel(StrEnum):
+    """What candidates are ranked by."""
 
-    partition: PartitionName
-    parallel_size: int
+    TIME = "time"
+    """Seconds of an optimizer step on the cluster."""
+    BYTES = "bytes"
+    """Bytes that a rank sends in it, wherever to."""
+
+
+class Candidate(_Record):
+    """One way of splitting every table. Bytes are what one rank sends to others, on the busiest stage; seconds are of
+    one rank, before the dense blocks hide any, unless they are of a step."""
+
+    partition: PartitionName = Field(validation_alias="strategy", serialization_alias="strategy")
+    parallel_size: int = Field(validation_alias="P", serialization_alias="P")
     """Ranks that share one copy of each table [P]."""
+
+    placement: GroupPlacement = GroupPlacement.PACKED
+    """Which ranks these are."""
+
+    nodes: int = 1
+    """Nodes that they lie in."""
 
     node_size: int | None = None
     """Of a grid, the ranks that count as one node and split the columns [L]; none for other partitions."""
@@ -66,7 +82,31 @@ class Candidate(_Record):
     bytes_per_step: float
     """Of all tables of the stage in one optimizer step."""
 
-    memory_bytes: float
+    forward_seconds: float = 0
+    """Of one table, pre-values included, in one micro-batch: collectives and local work."""
+
+    backward_seconds: float = 0
+    """Of one table in one micro-batch."""
+
+    sync_seconds: float = 0
+    """Of one table, once an optimizer step: the copies of a shard are made equal."""
+
+    phase_seconds: dict[str, float] = Field(default_factory=dict)
+    """``forward.dispatch`` and so on -> seconds of one table in one micro-batch."""
+
+    exposed_seconds: float = 0
+    """Part of a step for which the dense blocks wait for the tables of the stage."""
+
+    busy_seconds: float = 0
+    """What the tables of the stage take in a step, hidden or not."""
+
+    uncertainty_seconds: float = 0
+    """Half width of the interval around ``busy_seconds``."""
+
+    step_seconds: float = 0
+    """Of an optimizer step, as far as it is modelled; 0 when the shape rules the candidate out."""
+
+    memory_bytes: float = Field(validation_alias="hbm_bytes", serialization_alias="hbm_bytes")
     """Memory of one rank: ``memory`` summed."""
 
     memory: dict[str, float]
@@ -79,11 +119,12 @@ class Candidate(_Record):
 
     @property
     def label(self) -> str:
-        """``number_wise over 4 ranks``, ``grid over 16 ranks in nodes of 8``."""
+        """``number_wise over 4 ranks``, ``grid over 16 ranks in nodes of 8``, ``... over 4 ranks, spread``."""
         if self.parallel_size == 1:
             return str(self.partition)
         nodes = f" in nodes of {self.node_size}" if self.node_size else ""
-        return f"{self.partition} over {self.parallel_size} ranks{nodes}"
+        spread = ", spread" if self.placement is GroupPlacement.SPREAD else ""
+        return f"{self.partition} over {self.parallel_size} ranks{nodes}{spread}"
 
 
 class TablePlacement(_Record):
@@ -116,6 +157,51 @@ class PredictedBytes(_Record):
     between stages: results forward, gradients backward. The same for every candidate."""
 
 
+class PredictedSeconds(_Record):
+    """What one rank of the busiest stage needs for all of its tables, and the step around them."""
+
+    forward_per_micro_batch: float = 0
+    backward_per_micro_batch: float = 0
+    table_sync_per_step: float = 0
+    exposed_per_step: float = 0
+    """For which the dense blocks wait."""
+
+    dense_per_step: float = 0
+    """The slowest stage without its tables."""
+
+    per_step: float = 0
+    """The dense blocks and what is exposed. Not modelled: see the report."""
+
+    window_forward: float = 0
+    """Dense work of the shortest span, beside which its lookup may run, in one micro-batch."""
+
+    window_backward: float = 0
+
+    uncertainty_per_step: float = 0
+    """Half width of the interval around forward, backward and synchronisation of a step."""
+
+
+class PredictedMessage(_Record):
+    """One collective of one table in one micro-batch."""
+
+    num_bytes: float
+    """That one rank sends to others."""
+
+    seconds: float
+
+
+class Flip(_Record):
+    """A change of the run or of the cluster under which another candidate is better."""
+
+    what: str
+    now: float
+    at: float
+    """From here on, as far as was looked."""
+
+    choice: str
+    """Label of the better one."""
+
+
 class PaperVerdict(_Record):
     """Forward bytes per token and rank by the formulas of the UltraMem paper, section 4."""
 
@@ -142,11 +228,30 @@ class Plan(_Record):
     config_fingerprint: str
     """SHA-256 of ``config_summary``."""
 
+    profile: str
+    """Name of the cluster profile that the seconds are from."""
+
+    cost_model: CostModel = CostModel.TIME
+    """What the candidates are ranked by."""
+
+    zipf_exponent: float = 0
+    """Skew of the picks that was assumed; 0: all rows are equally likely."""
+
     memory_parallel_size: int
     """Ranks of a ``mem`` group; 1 for a dense model."""
 
+    memory_placement: GroupPlacement = GroupPlacement.PACKED
+    """Which ranks make up a ``mem`` group."""
+
+    chosen: Candidate | None = None
+    """The candidate that the placements follow; none for a dense model."""
+
     placements: tuple[TablePlacement, ...]
     predicted: PredictedBytes
+    predicted_seconds: PredictedSeconds = PredictedSeconds()
+    predicted_messages: dict[str, PredictedMessage] = {}
+    """``forward.rows`` and so on -> what is expected of it."""
+
     usable_memory_bytes: int
     """What the tensors of a rank may take."""
 
@@ -159,8 +264,14 @@ class Plan(_Record):
     verdict_by_bytes: PartitionName | None
     """Partition of the feasible candidate that sends least; none for a dense model."""
 
+    verdict_by_time: PartitionName | None = None
+    """Partition of the feasible candidate with the shortest step; none for a dense model."""
+
     tied_with: tuple[str, ...] = ()
-    """Candidates that send as much as the chosen one."""
+    """Candidates between which and the chosen one the model sees no difference."""
+
+    flips: tuple[Flip, ...] = ()
+    """What would make another candidate better; empty when nothing near would."""
 
     paper_verdict: PaperVerdict | None = None
     """Absent when there is nothing to share: a dense model, or one rank a stage."""
@@ -174,11 +285,6 @@ class Plan(_Record):
     def node_size(self) -> int | None:
         """Ranks of a ``mem`` group that count as one node; none where the tables are not split as a grid."""
         return self.placements[0].node_size if self.placements else None
-
-    @property
-    def chosen(self) -> Candidate | None:
-        """The candidate that the placements follow; none for a dense model."""
-        return self.candidates[0] if self.placements else None
 
     @property
     def hash(self) -> str:
@@ -285,6 +391,11 @@ def check_plan_matches(plan: Plan, config: RunConfig, world_size: int) -> None:
         raise PlanError(
             f"the plan shares a table over {plan.memory_parallel_size} ranks, but memory.parallel_size = "
             f"{memory.parallel_size}{again}"
+        )
+    if memory.placement not in (GroupPlacement.AUTO, plan.memory_placement):
+        raise PlanError(
+            f"the plan has the ranks of a table {plan.memory_placement}, but memory.placement = "
+            f"{memory.placement}{again}"
         )
     if plan.node_size is not None and memory.node_size not in ("auto", str(plan.node_size)):
         raise PlanError(

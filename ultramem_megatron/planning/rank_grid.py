@@ -1,12 +1,13 @@
 """Degrees of parallelism -> named lists of ranks. Integers only; process groups are made from these elsewhere.
 
 Megatron's order is tp-cp-ep-dp-pp with tp fastest: ``rank = tp + tensor * (dp + data * pp)``. The ranks of one
-pipeline stage are therefore one contiguous block, and so is each ``mem`` group inside it.
+pipeline stage are therefore one contiguous block, and so is each ``mem`` group inside it, unless its ranks are spread.
 """
 
 from dataclasses import dataclass
 
 from ultramem_megatron.config.check import require_divides, require_positive
+from ultramem_megatron.config.memory import GroupPlacement
 
 RankLists = tuple[tuple[int, ...], ...]
 
@@ -51,7 +52,13 @@ class RankGrid:
 
 
 def build_rank_grid(
-    *, world_size: int, tensor: int, pipeline: int, memory_parallel_size: int, node_size: int | None = None
+    *,
+    world_size: int,
+    tensor: int,
+    pipeline: int,
+    memory_parallel_size: int,
+    node_size: int | None = None,
+    placement: GroupPlacement = GroupPlacement.PACKED,
 ) -> RankGrid:
     """Lay out ``world_size`` ranks.
 
@@ -61,6 +68,7 @@ def build_rank_grid(
         pipeline: Pipeline stages.
         memory_parallel_size: Ranks of a ``mem`` group.
         node_size: Those of them that count as one node, where tables are split as a grid.
+        placement: Which ranks make up a ``mem`` group.
 
     Raises:
         ConfigError: ``tensor * pipeline`` does not divide the ranks, ``memory_parallel_size`` does not divide those of
@@ -74,7 +82,12 @@ def build_rank_grid(
         require_divides("memory.node_size", node_size, "memory.parallel_size", memory_parallel_size)
     stages = _blocks(range(world_size), stage_size)
     copies = stage_size // memory_parallel_size
-    mem = tuple(group for stage in stages for group in _blocks(stage, memory_parallel_size))
+    assert node_size is None or placement is GroupPlacement.PACKED, "the nodes of a grid are consecutive ranks"
+    if placement is GroupPlacement.SPREAD:
+        mem_of_stage = [tuple(stage[copy::copies] for copy in range(copies)) for stage in stages]
+    else:
+        mem_of_stage = [_blocks(stage, memory_parallel_size) for stage in stages]
+    mem = tuple(group for groups in mem_of_stage for group in groups)
     return RankGrid(
         world_size=world_size,
         tensor=tensor,
@@ -82,7 +95,7 @@ def build_rank_grid(
         memory_parallel_size=memory_parallel_size,
         stages=stages,
         mem=mem,
-        mem_dp=tuple(stage[index::memory_parallel_size] for stage in stages for index in range(memory_parallel_size)),
+        mem_dp=tuple(holders for groups in mem_of_stage for holders in zip(*groups, strict=True)),
         mem_pp=tuple(tuple(rank for group in mem[copy::copies] for rank in group) for copy in range(copies)),
         mem_inside=() if node_size is None else tuple(node for group in mem for node in _blocks(group, node_size)),
         mem_across=() if node_size is None else tuple(g[i::node_size] for g in mem for i in range(node_size)),

@@ -43,9 +43,16 @@ class Workload:
         return max(self.tables_of_stage)
 
 
-def workload_of(config: RunConfig, world_size: int) -> Workload:
-    """Raises:
-    ConfigError: The degrees or the batch do not fit ``world_size``.
+def workload_of(config: RunConfig, world_size: int, zipf_exponent: float = 0.0) -> Workload:
+    """What ``config`` makes one of ``world_size`` ranks do.
+
+    Args:
+        config: The run.
+        world_size: All ranks.
+        zipf_exponent: Skew of the picks, as in ``skew.py``.
+
+    Raises:
+        ConfigError: The degrees or the batch do not fit ``world_size``.
     """
     config.check_world_size(world_size)
     training, parallelism, memory = config.training, config.parallelism, config.memory
@@ -71,6 +78,7 @@ def workload_of(config: RunConfig, world_size: int) -> Workload:
             expansion=shape.blocks,
             cores=shape.cores,
             pre_value_dim=shape.pre_value_dim,
+            zipf_exponent=zipf_exponent,
         ),
     )
 

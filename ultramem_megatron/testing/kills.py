@@ -18,6 +18,9 @@ from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
 
+from ultramem_megatron.checkpoint.manifest import MANIFEST
+from ultramem_megatron.checkpoint.store import LATEST, checkpoint_folders, step_folder, unfinished_folders
+
 WAIT_SECONDS = 300.0
 POLL_SECONDS = 0.002
 ATTEMPTS = 5
@@ -32,6 +35,19 @@ class Moment(StrEnum):
 
     STEP = "step"
     SAVE = "save"
+
+
+class Phase(StrEnum):
+    """Where a run was when it was killed, as the files that it left show."""
+
+    TRAINING = "training"
+    """No save was under way."""
+    COPY = "copy"
+    """A save had begun, and no shard had been written to."""
+    WRITE = "write"
+    """Shards were being written."""
+    PUBLISH = "publish"
+    """All shards were there; manifest, rename, pointer or the removal of old ones was not done."""
 
 
 class Victim(StrEnum):
@@ -77,8 +93,7 @@ class Killed:
     """A run that was killed once and started again."""
 
     number: int
-    moment: Moment
-    """Whether the kill left a half-written checkpoint."""
+    phase: Phase
     victim: Victim
     after_step: int
     """Last step that it had reported."""
@@ -115,7 +130,7 @@ def kill_and_resume(
     for attempt in range(ATTEMPTS):
         run_dir = folder / f"killed-{number}-{attempt}"
         victim = draw.choice(list(Victim))
-        if _kill_once(job, undisturbed, moment, victim, run_dir, draw):
+        if phase := _kill_once(job, undisturbed, moment, victim, run_dir, draw):
             break
     else:
         raise RuntimeError(f"run {number} could not be killed during a {moment} in {ATTEMPTS} attempts")
@@ -124,7 +139,7 @@ def kill_and_resume(
     resumed = re.findall(r"resumed from .*: step (\d+) of", _log(run_dir))
     return Killed(
         number,
-        moment,
+        phase,
         victim,
         after_step,
         int(resumed[-1]) if resumed else 0,
@@ -135,13 +150,12 @@ def kill_and_resume(
 
 def _kill_once(
     job: Job, undisturbed: Undisturbed, moment: Moment, victim: Victim, run_dir: Path, draw: random.Random
-) -> bool:
-    """Whether the run was killed, and at such a moment."""
+) -> Phase | None:
+    """Where the run was killed; None if it was not, or not at such a moment."""
     launcher = _start(job, run_dir)
     if moment is Moment.SAVE:
         step = job.interval * draw.randrange(1, job.steps // job.interval)
-        unfinished = run_dir / "checkpoints" / f".unfinished-step_{step:08d}"
-        _wait_until(lambda: unfinished.is_dir() or launcher.poll() is not None, f"{run_dir}: no save of step {step}")
+        _wait_until(lambda: _is_saving(run_dir, step) or launcher.poll() is not None, f"{run_dir}: no save of {step}")
         time.sleep(draw.uniform(0, undisturbed.save_seconds))
     else:
         step = draw.randrange(1, job.steps)
@@ -153,7 +167,21 @@ def _kill_once(
         os.kill(launcher.pid if victim is Victim.LAUNCHER or not killed else draw.choice(ranks), signal.SIGKILL)
     launcher.wait(WAIT_SECONDS)
     _wait_until(lambda: not any(map(_is_alive, ranks)), f"{run_dir}: ranks outlive their launcher")
-    return killed and (moment is Moment.STEP or _is_saving(run_dir))
+    phase = phase_of(run_dir / "checkpoints")
+    return phase if killed and (moment is Moment.STEP or phase is not Phase.TRAINING) else None
+
+
+def phase_of(root: Path) -> Phase:
+    """What a killed run was doing with its folder of checkpoints."""
+    unfinished = unfinished_folders(root)
+    names = {path.name for folder in unfinished for path in folder.iterdir()}
+    newest = [folder.name for folder in checkpoint_folders(root)[:1]]
+    latest = root / LATEST
+    if {".metadata", MANIFEST} & names or newest != (latest.read_text().split() if latest.is_file() else []):
+        return Phase.PUBLISH
+    if any(name.endswith(".distcp") for name in names):
+        return Phase.WRITE
+    return Phase.COPY if unfinished else Phase.TRAINING
 
 
 def _start(job: Job, run_dir: Path) -> "subprocess.Popen[bytes]":
@@ -179,8 +207,9 @@ def _log(run_dir: Path) -> str:
     return run_dir.with_suffix(".log").read_text(errors="replace")
 
 
-def _is_saving(run_dir: Path) -> bool:
-    return any((run_dir / "checkpoints").glob(".unfinished-step_*"))
+def _is_saving(run_dir: Path, step: int | None = None) -> bool:
+    root = run_dir / "checkpoints"
+    return any(step is None or step_folder(root, step).name in folder.name for folder in unfinished_folders(root))
 
 
 def _curve(run_dir: Path) -> list[tuple[float, ...]]:

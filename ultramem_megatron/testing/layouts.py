@@ -1,15 +1,19 @@
 """One config under many layouts: the same curve from each. Used by tests and by ``tools/compare_layouts``."""
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 import torch
 
 from ultramem_megatron.config.load import parse_override, resolve, to_plain
 from ultramem_megatron.config.run import RunConfig
+from ultramem_megatron.parallel.partition.registry import PARTITIONS
+from ultramem_megatron.planning.choose import choose_plan
+from ultramem_megatron.planning.cluster import local_cluster
+from ultramem_megatron.planning.enumerate import enumerate_candidates
+from ultramem_megatron.planning.plan import Candidate
 from ultramem_megatron.testing.distributed import run_distributed
 
 
@@ -33,6 +37,11 @@ LAYOUTS: tuple[Layout, ...] = (
     _layout("DP4, mem 4 pooled at owners", 4, "memory.parallel_size=4", "memory.partition=number_wise_pooled"),
     _layout("DP4, mem 4 dimension-wise", 4, "memory.parallel_size=4", "memory.partition=dimension_wise"),
     _layout("DP4, mem 2 number-wise", 4, "memory.parallel_size=2", "memory.partition=number_wise"),
+    _layout(
+        "DP4, mem 2 spread, dimension-wise",
+        4,
+        *("memory.parallel_size=2", "memory.partition=dimension_wise", "memory.placement=spread"),
+    ),
     _layout("DP4, mem 2 x 2 grid", 4, "memory.parallel_size=4", "memory.partition=grid", "memory.node_size=2"),
     _layout(
         "TP2+SP x DP2, mem 4 dimension-wise",
@@ -53,41 +62,42 @@ LAYOUTS: tuple[Layout, ...] = (
 ``parity``, so its spans cross the boundaries between stages."""
 
 
-MOST_PROCESSES = 4
-DATA_PARALLEL = (1, 2, 3, 4)
-
-Option = TypeVar("Option")
+TENSOR_PARALLEL, PIPELINE, DATA_PARALLEL = (1, 2, 4), (1, 2, 4), (1, 2, 3, 4, 6)
 
 
-class Choose(Protocol):
-    """Picks one of several: ``random.Random(...).choice``, or hypothesis."""
-
-    def __call__(self, options: Sequence[Option]) -> Option: ...
-
-
-def draw_layout(choose: Choose, value_dim: int) -> Layout:
-    """Any layout of a model with whole spans on two pipeline stages: partition, P, TP, PP and DP.
+def possible_layouts(config: RunConfig, most_processes: int) -> dict[str, list[Layout]]:
+    """Every layout of a model of four blocks and heads, with its P, TP, PP, DP and sequence parallelism, by partition.
 
     Args:
-        choose: Decides.
-        value_dim: Width of a table's row, which a dimension-wise split must divide.
+        config: Of the model; its global batch must suit 1, 2, 3, 4 and 6 ranks.
+        most_processes: Of which a layout may have as many.
     """
-    tensor, pipeline = choose((1, 2)), choose((1, 2))
-    data = choose([size for size in DATA_PARALLEL if size * tensor * pipeline <= MOST_PROCESSES])
-    stage = tensor * data
-    memory = choose([size for size in range(1, stage + 1) if stage % size == 0])
-    dimension_wise = ("dimension_wise",) if value_dim % memory == 0 else ()
-    grid = ("grid",) if memory == 4 and value_dim % 2 == 0 else ()
-    partition = choose(("number_wise", *dimension_wise, *grid)) if memory > 1 else "replicated"
-    settings = [f"parallelism.tensor={tensor}", f"parallelism.pipeline={pipeline}", f"memory.parallel_size={memory}"]
-    if memory > 1:
-        settings.append(f"memory.partition={partition}")
-    if partition == "grid":
-        settings.append("memory.node_size=2")
-    if tensor > 1 and choose((False, True)):
-        settings.append("parallelism.sequence=true")
-    name = f"TP{tensor} PP{pipeline} DP{data} {partition} {memory}"
-    return Layout(name, tensor * pipeline * data, tuple(settings))
+    found: dict[str, list[Layout]] = {partition.value: [] for partition in PARTITIONS}
+    for tensor, pipeline, data in product(TENSOR_PARALLEL, PIPELINE, DATA_PARALLEL):
+        processes = tensor * pipeline * data
+        if processes > most_processes:
+            continue
+        degrees = (f"parallelism.tensor={tensor}", f"parallelism.pipeline={pipeline}")
+        for split, sequence in product(_splits(config, degrees, processes, tensor * data), (False, True)):
+            if tensor > 1 or not sequence:
+                node = "" if split.node_size is None else f", nodes of {split.node_size}"
+                place = f"TP{tensor}{'+SP' if sequence else ''} PP{pipeline} DP{data}"
+                name = f"{place}, {split.partition} {split.parallel_size}{node}"
+                settings = (f"memory.partition={split.partition}", f"memory.parallel_size={split.parallel_size}")
+                nodes = () if split.node_size is None else (f"memory.node_size={split.node_size}",)
+                sequences = ("parallelism.sequence=true",) if sequence else ()
+                found[split.partition].append(Layout(name, processes, (*degrees, *settings, *nodes, *sequences)))
+    return found
+
+
+def _splits(config: RunConfig, degrees: tuple[str, ...], processes: int, stage: int) -> list[Candidate]:
+    """Every partition over every number of ranks and nodes that the planner lets it be."""
+    found: dict[str, Candidate] = {}
+    for node in (size for size in range(1, stage + 1) if stage % size == 0):
+        settings = with_overrides(config, (*degrees, "memory.partition=auto", f"memory.node_size={node}"))
+        possible = enumerate_candidates(settings, local_cluster(processes))
+        found |= {f"{c.label} {c.node_size}": c for c in possible if c.feasible}
+    return list(found.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +137,8 @@ def train_layout(
         config: The model and the data; parallelism comes from the layout.
         layout: How the processes are laid out.
         load: Folder of checkpoints to begin from, whatever layout wrote them.
-        save: Folder of checkpoints to save into at ``config.training.stop_after`` (the run ends there).
+        save: Folder of checkpoints to save into, every ``config.checkpoint.interval`` steps and at
+            ``config.training.stop_after`` (the run ends there).
         timeout_seconds: For the whole run.
     """
     settings = with_overrides(config, layout.overrides)
@@ -141,8 +152,6 @@ def _train(config: RunConfig, load: Path | None, save: Path | None) -> Curve:
 
     from ultramem_megatron.data.dataset import open_training_data
     from ultramem_megatron.parallel import cpu_seam, mcore_repairs
-    from ultramem_megatron.planning.choose import choose_plan
-    from ultramem_megatron.planning.cluster import local_cluster
     from ultramem_megatron.training.checkpointing import SaveCheckpoints, find_start, resume
     from ultramem_megatron.training.setup import build_run_groups, build_train_state
     from ultramem_megatron.training.step import train_step
@@ -155,9 +164,14 @@ def _train(config: RunConfig, load: Path | None, save: Path | None) -> Curve:
     state = build_train_state(config, plan, groups)
     if load is not None and (start := find_start(config, load)) is not None:
         resume(state, start, load, data.fingerprint)
+    saves = SaveCheckpoints(save, data.fingerprint, state) if save is not None else None
     batches = state.batches(data, state.consumed_samples)
     last = config.training.stop_after or config.training.steps
-    results = [train_step(state, next(batches)) for _ in range(state.step, last)]
-    if save is not None:
-        SaveCheckpoints(save, data.fingerprint, saved_step=0).on_exit(state)
+    results = []
+    for _ in range(state.step, last):
+        results.append(train_step(state, next(batches)))
+        if saves is not None:
+            saves.after_step(state, results[-1])
+    if saves is not None:
+        saves.on_exit(state)
     return Curve([r.loss for r in results], [r.gradient_norm for r in results])

@@ -101,6 +101,7 @@ def measure_training(
     from ultramem_megatron.data.dataset import open_training_data
     from ultramem_megatron.planning.choose import choose_plan
     from ultramem_megatron.planning.cluster import local_cluster
+    from ultramem_megatron.training.checkpointing import SaveCheckpoints
     from ultramem_megatron.training.setup import build_run_groups, build_train_state
     from ultramem_megatron.training.step import train_step
 
@@ -110,6 +111,7 @@ def measure_training(
     peak = PeakMemory(device)
     state = build_train_state(config, plan, groups)
     set_up_peak = peak.bytes()
+    saves = SaveCheckpoints(save_to, "measured", state) if save_to else None
     batches = state.batches(open_training_data(config))
     train_step(state, next(batches))
     peak.reset()
@@ -119,16 +121,14 @@ def measure_training(
     return MeasuredMemory(
         set_up_peak=set_up_peak,
         step_peak=step_peak,
-        save_peak=_peak_of_save(state, save_to, peak) if save_to else None,
+        save_peak=_peak_of_save(state, saves, peak) if saves else None,
         held=held_bytes(state),
     )
 
 
-def _peak_of_save(state: Any, folder: Path, peak: PeakMemory) -> int:
-    from ultramem_megatron.training.checkpointing import SaveCheckpoints
-
+def _peak_of_save(state: Any, saves: Any, peak: PeakMemory) -> int:
     peak.reset()
-    SaveCheckpoints(folder, "measured", saved_step=0).on_exit(state)
+    saves.on_exit(state)
     return peak.bytes()
 
 

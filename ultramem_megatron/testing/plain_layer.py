@@ -13,6 +13,7 @@ from torch import Tensor
 from ultramem_megatron.memory.layer import MemoryLayer
 from ultramem_megatron.memory.product_keys import grid_slots
 from ultramem_megatron.memory.tucker import TuckerRetrieval
+from ultramem_megatron.memory.value_table import ValueTable
 from ultramem_megatron.parallel.partition.base import Picks
 from ultramem_megatron.parallel.partition.pooling import read_rows
 from ultramem_megatron.parallel.precision import widened
@@ -32,10 +33,22 @@ def plain_forward(layer: MemoryLayer, x_sbD: Tensor, *, dense_gradient: bool = F
     assert isinstance(layer.retrieval, TuckerRetrieval) and layer.pre_values is None
     slots_TK, scores_hTK = _retrieve(layer.retrieval, x_sbD)
     rows_TK, blocks_TK = layer.addresses(slots_TK)
-    table, shape = layer.table.weight, layer.table.partition.table
-    picks = Picks(rows_TK, blocks_TK, scores_hTK.to(table.dtype))
-    rows_TKV = table[rows_TK.long()] if dense_gradient else read_rows(table, rows_TK)
-    return layer.projection(_pool(rows_TKV, picks, shape.blocks)).view(x_sbD.shape)
+    picks = Picks(rows_TK, blocks_TK, scores_hTK.to(layer.table.weight.dtype))
+    pooled_TEV = plain_lookup(layer.table, picks, dense_gradient=dense_gradient)
+    return layer.projection(pooled_TEV).view(x_sbD.shape)
+
+
+def plain_lookup(table: ValueTable, picks: Picks, *, dense_gradient: bool = False) -> Tensor:
+    """pooled_TEV of a table that is whole on this rank: gather, then a product with the weights of each block.
+
+    Args:
+        table: Gives the rows.
+        picks: What to read, and its weights.
+        dense_gradient: See ``plain_forward``.
+    """
+    weight, rows_TK = table.weight, picks.rows_TK
+    rows_TKV = weight[rows_TK.long()] if dense_gradient else read_rows(weight, rows_TK)
+    return _pool(rows_TKV, picks, table.partition.table.blocks)
 
 
 def _retrieve(retrieval: TuckerRetrieval, x_sbD: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,25 +1,24 @@
 """When a run saves, and how it goes on from what was saved."""
 
 import logging
-import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
 import torch.distributed as dist
-from torch.distributed.checkpoint.api import CheckpointException
 
-from ultramem_megatron.checkpoint.disk import is_out_of_disk
-from ultramem_megatron.checkpoint.integrity import check_files
-from ultramem_megatron.checkpoint.load import check_same_model, load_checkpoint
+from ultramem_megatron.checkpoint.disk import names_full_disk
+from ultramem_megatron.checkpoint.load import check_files, check_same_model, load_checkpoint
 from ultramem_megatron.checkpoint.manifest import Manifest
-from ultramem_megatron.checkpoint.save import package_versions, save_checkpoint
-from ultramem_megatron.checkpoint.store import checkpoint_folders, find_newest, unfinished_folder
+from ultramem_megatron.checkpoint.save import Saved, Saver, package_versions
+from ultramem_megatron.checkpoint.store import find_newest
 from ultramem_megatron.config.load import to_plain
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.errors import CheckpointError, OutOfDiskError
-from ultramem_megatron.parallel.agree import any_rank, on_first_rank
+from ultramem_megatron.metrics.catalogue import STALL_SECONDS, WRITE_SECONDS
+from ultramem_megatron.monitor.publish import Publisher
+from ultramem_megatron.parallel.agree import on_first_rank
 from ultramem_megatron.training.guard import Guard
 from ultramem_megatron.training.hooks import Hook
 from ultramem_megatron.training.state import StepResult, TrainState
@@ -28,23 +27,48 @@ logger = logging.getLogger(__name__)
 
 
 class SaveCheckpoints(Hook):
-    """Every ``checkpoint.interval`` steps, and when the loop ends."""
+    """Every ``checkpoint.interval`` steps, and when the loop ends.
 
-    def __init__(self, root: Path, data_fingerprint: str, saved_step: int) -> None:
-        """``saved_step``: that of the checkpoint the run goes on from, 0 at the start."""
-        self.root, self.data_fingerprint, self.saved_step = root, data_fingerprint, saved_step
+    A save that fails is reported, and the run goes on: the next one may succeed, and the checkpoints before it are
+    there. Two in a row, or the last of a run, end it.
+    """
+
+    def __init__(
+        self, root: Path, data_fingerprint: str, state: TrainState, publisher: Publisher | None = None
+    ) -> None:
+        """
+        Args:
+            root: The run's folder of checkpoints.
+            data_fingerprint: Of the run's training samples.
+            state: Of the run, as it is to go on. Its step was saved before, if it is not 0.
+            publisher: Takes the times of each save.
+        """
+        self.root, self.data_fingerprint, self.saved_step = root, data_fingerprint, state.step
+        self.publisher = publisher or Publisher()
+        config = state.config.checkpoint
+        self.saver = Saver(root, config.keep, state.groups.device, beside_training=config.async_save)
+        self._failed = False
 
     def after_step(self, state: TrainState, result: StepResult) -> None:
+        self._note(state, self.saver.poll())
         interval = state.config.checkpoint.interval
         if interval and result.step % interval == 0 and not result.bad:
             self._save(state)
 
     def on_exit(self, state: TrainState) -> None:
+        self._note(state, self.saver.wait())
         # several bad steps in a row: the fault may be in the weights, which must not replace a good checkpoint
         if state.step > self.saved_step and state.guard.bad_in_a_row < 2:
+            self._failed = True  # no other save comes after this one
             self._save(state)
+            self._note(state, self.saver.wait())
+
+    def finish(self, state: TrainState) -> None:
+        """Bring a save that is under way to its end; for who leaves the loop without ``on_exit``."""
+        self._note(state, self.saver.wait())
 
     def _save(self, state: TrainState) -> None:
+        self._note(state, self.saver.wait())
         manifest = Manifest(
             step=state.step,
             consumed_samples=state.consumed_samples,
@@ -61,27 +85,29 @@ class SaveCheckpoints(Hook):
             versions=package_versions(),
             files={},
         )
-        try:
-            save_checkpoint(self.root, state.ddp, state.optimizer, manifest, state.config.checkpoint.keep)
-        except (OSError, CheckpointException) as error:
-            full = is_out_of_disk(error)
-            if isinstance(error, CheckpointException):  # on all ranks, but only some know why
-                full = any_rank(full, state.groups.device)
-            if full:
-                raise self._out_of_disk(state) from error
-            # torch's is no Exception, and would pass by whoever writes down why the run ended
-            raise RuntimeError(f"the checkpoint of step {state.step} could not be written: {error}") from error
-        self.saved_step = state.step
+        self._note(state, self.saver.start(state.ddp, state.optimizer, manifest))
 
-    def _out_of_disk(self, state: TrainState) -> OutOfDiskError:
-        """Whatever was written of the checkpoint goes, to make room for the status file and the last numbers."""
-        shutil.rmtree(unfinished_folder(self.root, state.step), ignore_errors=True)
-        kept = [folder.name for folder in checkpoint_folders(self.root)]
-        return OutOfDiskError(
-            f"there is no room in {self.root} for the checkpoint of step {state.step}; "
-            f"{f'{kept[0]} is kept' if kept else 'there is none before it'}. Make room or lower checkpoint.keep, then "
-            "start the same command again"
-        )
+    def _note(self, state: TrainState, saved: Saved | None) -> None:
+        """What follows from a save that has ended."""
+        if saved is None:
+            return
+        if saved.failure:
+            message = f"no checkpoint of step {saved.step} in {self.root}: {saved.failure}"
+            if self._failed and names_full_disk(saved.failure):
+                raise OutOfDiskError(
+                    f"{message}; earlier ones are as they were: make room, and start the command again"
+                )
+            if self._failed:
+                raise CheckpointError(
+                    f"{message}; earlier ones are as they were, and the same command resumes from them"
+                )
+            if dist.get_rank() == 0:
+                logger.warning("%s; the run goes on, and ends if the next save fails too", message)
+            self._failed = True
+            return
+        self._failed, self.saved_step = False, saved.step
+        times = {STALL_SECONDS.name: saved.stall_seconds, WRITE_SECONDS.name: saved.write_seconds}
+        self.publisher.publish(state.step, times)
 
 
 Start = tuple[Path, Manifest]
@@ -153,7 +179,7 @@ def resume(state: TrainState, start: Start, root: Path, data_fingerprint: str) -
     while True:
         folder, manifest = start
         try:
-            load_checkpoint(folder, manifest, state.ddp, state.optimizer)
+            load_checkpoint(folder, manifest, state.ddp, state.optimizer, state.groups.dp_cp)
             break
         except CheckpointError as error:
             _pass_over(folder, error, damaged)

@@ -8,14 +8,17 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from ultramem_megatron.checkpoint.store import remove_leftovers
 from ultramem_megatron.config.load import to_yaml
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.data.dataset import open_training_data, open_validation_data
 from ultramem_megatron.data.token_source import TokenSource
+from ultramem_megatron.errors import DivergedError
 from ultramem_megatron.files import write_text
 from ultramem_megatron.monitor.events import EventLog
 from ultramem_megatron.monitor.publish import Publisher, open_publisher
 from ultramem_megatron.planning.plan import Plan
+from ultramem_megatron.planning.report import summary
 from ultramem_megatron.training.checkpointing import SaveCheckpoints, find_start, resume
 from ultramem_megatron.training.go_back import WayBack
 from ultramem_megatron.training.hooks import Hook
@@ -70,10 +73,16 @@ def pretrain(
     with _open_watchdog(config, run_dir, end_hung) as watchdog:
         while True:
             with _open_publisher(config, plan, run_dir, state) as publisher:
-                hooks = _hooks(publisher, events, watchdog, state, run_dir, training_data, validation_data)
+                save = SaveCheckpoints(run_dir / CHECKPOINTS, training_data.fingerprint, state, publisher)
+                hooks = _hooks(publisher, events, watchdog, state, validation_data, save)
                 try:
                     return run_loop(state, state.training_batches(training_data), hooks, stop)
+                except DivergedError as end:
+                    save.finish(state)
+                    events.write(state.step, "diverged", str(end))
+                    raise
                 except GoBack as bad:
+                    save.finish(state)
                     watchdog.progress(state.step, "going back to a checkpoint", may_take_long=True)
                     words = f"{bad}; {way_back.go(state)}"
                     events.write(state.step, "bad_step", words)
@@ -81,9 +90,10 @@ def pretrain(
 
 
 def write_run_files(config: RunConfig, plan: Plan, run_dir: Path) -> None:
-    """``config.yaml`` and ``plan.json``, on one rank. Collective over the world."""
+    """``config.yaml`` and ``plan.json``, and no half-written checkpoints, on one rank. Collective over the world."""
     if dist.get_rank() == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(run_dir / CHECKPOINTS)
         write_text(run_dir / "config.yaml", to_yaml(config))
         plan.save(run_dir / "plan.json")
     dist.barrier()
@@ -94,9 +104,8 @@ def _hooks(
     events: EventLog,
     watchdog: Watchdog,
     state: TrainState,
-    run_dir: Path,
-    training_data: TokenSource,
     validation_data: dict[str, TokenSource],
+    save: SaveCheckpoints,
 ) -> list[Hook]:
     """In the order in which they act; a step is reported before it is saved."""
     hooks: list[Hook] = [
@@ -107,7 +116,6 @@ def _hooks(
     ]
     if validation_data:
         hooks.append(TakesLong(Validate(publisher, validation_data), watchdog, "validation"))
-    save = SaveCheckpoints(run_dir / CHECKPOINTS, training_data.fingerprint, state.step)
     return [*hooks, TakesLong(save, watchdog, "saving a checkpoint")]
 
 
@@ -125,5 +133,5 @@ def _open_publisher(config: RunConfig, plan: Plan, run_dir: Path, state: TrainSt
         resume_step=state.step,
     )
     publisher.text(state.step, "config", f"```yaml\n{to_yaml(config)}```")
-    publisher.text(state.step, "plan", f"```json\n{plan.to_json()}\n```")
+    publisher.text(state.step, "plan", f"Hash `{plan.hash}`\n```\n{summary(plan)}\n```\n```json\n{plan.to_json()}\n```")
     return publisher

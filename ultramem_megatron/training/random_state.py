@@ -7,7 +7,7 @@ import torch
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from ultramem_megatron.config.run import RunConfig
-from ultramem_megatron.model.counter_random import stream_key
+from ultramem_megatron.model.stream_key import stream_key
 from ultramem_megatron.parallel.groups import Groups
 
 

@@ -7,6 +7,7 @@ from ultramem_megatron.metrics import catalogue
 from ultramem_megatron.metrics.metric import Reading, Recorder, join_ranks
 from ultramem_megatron.monitor.events import EventLog
 from ultramem_megatron.monitor.layer_observer import LayerObserver
+from ultramem_megatron.monitor.message_watch import MessageWatch
 from ultramem_megatron.monitor.process import resident_bytes
 from ultramem_megatron.monitor.publish import Publisher
 from ultramem_megatron.monitor.throughput import Throughput
@@ -71,9 +72,17 @@ class ReportMemory(Hook):
             for chunk in state.chunks
             for index, layer in chunk.memory.numbered_layers()
         ]
+        self.watches = [
+            MessageWatch(layer, f"layer{index}", self.recorder, state.plan.predicted_messages)
+            for chunk in state.chunks
+            for index, layer in chunk.memory.numbered_layers()
+        ]
 
     def before_step(self, state: TrainState) -> None:
         self.recorder.enabled = (state.step + 1) % state.config.monitor.memory_interval == 0
+        if self.recorder.enabled:
+            for watch in self.watches:
+                watch.begin()
 
     def after_step(self, state: TrainState, result: StepResult) -> None:
         if not self.recorder.enabled:
@@ -82,6 +91,8 @@ class ReportMemory(Hook):
         for observer in self.observers:
             observer.report()
             self._record_prediction(state, observer.label)
+        for watch in self.watches:
+            watch.report(state.config.training.micro_batches(state.groups.data_ranks))
         drained: list[dict[str, Reading]] = [{} for _ in range(dist.get_world_size())]
         dist.all_gather_object(drained, self.recorder.drain())
         self.publisher.publish(result.step, join_ranks(drained))

@@ -24,6 +24,7 @@ def build_run_groups(config: RunConfig, plan: Plan, device: torch.device) -> Gro
         tensor=config.parallelism.tensor,
         pipeline=config.parallelism.pipeline,
         memory_parallel_size=plan.memory_parallel_size,
+        placement=plan.memory_placement,
         node_size=plan.node_size,
     )
     return build_groups(

@@ -30,6 +30,8 @@ from ultramem_megatron.files import write_json, write_text
 NOTHING_LEFT = 10
 START_AGAIN = 100
 PROBE_SECONDS = 60
+LAST_WORDS_SECONDS = 25.0
+"""Slurm kills what has not ended 30 s after its SIGTERM (KillWait)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case "passed":
                 return passed(folder, options.nodes.split(), all_reduce=options.all_reduce)
             case _:
+                if options.asked == "TERM":
+                    wait_for_ranks(folder.run_dir, LAST_WORDS_SECONDS)
                 lost = find_lost_nodes() if _may_have_lost_nodes(folder) else []
                 requeue = options.requeue == "yes"
                 return end(folder, options.step_status, options.asked, lost, options.max_restarts, requeue)
@@ -160,6 +164,13 @@ def end(
 def _may_have_lost_nodes(folder: JobFolder) -> bool:
     ending = read_ending(folder.run_dir)
     return ending is None or ending.outcome in (Outcome.FAILED, Outcome.HUNG)
+
+
+def wait_for_ranks(run_dir: Path, seconds: float) -> None:
+    """Return when a rank has said why it ends. SIGTERM ends srun at once, and the ranks save without it."""
+    deadline = time.monotonic() + seconds
+    while read_ending(run_dir) is None and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def find_lost_nodes() -> list[str]:

@@ -18,7 +18,9 @@ class TableCut(StrEnum):
     """Partitions that cut a table."""
 
     NUMBER_WISE = "number_wise"
+    NUMBER_WISE_POOLED = "number_wise_pooled"
     DIMENSION_WISE = "dimension_wise"
+    GRID = "grid"
 
 
 @app.command("info")
@@ -72,6 +74,9 @@ def reshard(
     partition: Annotated[
         TableCut, typer.Option("--partition", help="How those ranks share a table.")
     ] = TableCut.NUMBER_WISE,
+    node_size: Annotated[
+        int | None, typer.Option("--node-size", min=1, help="For a grid: those of the ranks that count as one node.")
+    ] = None,
     block_mib: Annotated[int, typer.Option("--block-mib", min=1, help="Rows of a table held at a time, in MiB.")] = 64,
 ) -> None:
     """Rewrite a checkpoint so that each rank of another layout finds its part of every table in one file. The content
@@ -84,9 +89,13 @@ def reshard(
     from ultramem_megatron.checkpoint import reshard as resharding
     from ultramem_megatron.checkpoint.store import choose_folder
     from ultramem_megatron.config.memory import PartitionName
+    from ultramem_megatron.errors import CheckpointError
+    from ultramem_megatron.planning.table_cut import table_parts
     from ultramem_megatron.units import MIB
 
-    cut = resharding.Cut(PartitionName(partition.value), ranks)
+    if (node_size is None) == (partition is TableCut.GRID):
+        raise CheckpointError("--partition grid needs --node-size, and no other partition has it")
+    cut = resharding.Cut(*table_parts(PartitionName(partition.value), ranks, node_size or 1))
     print(resharding.reshard(choose_folder(folder), out, cut, block_mib * MIB))
 
 

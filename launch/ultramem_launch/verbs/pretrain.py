@@ -15,6 +15,10 @@ def pretrain(
     config: str = typer.Argument(..., help="A recipe's name or the path of a YAML file."),
     overrides: list[str] = typer.Argument(None, metavar="[KEY=VALUE]...", help="Settings, such as training.steps=500."),
     run_dir: Path = typer.Option(..., "--run-dir", help="Folder of the run; a run found there is resumed."),
+    plan: Path = typer.Option(None, "--plan", metavar="FILE", help="Obey this plan of `ultramem plan --save`."),
+    cluster: str = typer.Option(
+        None, "--cluster", metavar="PROFILE", help="How fast the machines are, when planning: a name or a file."
+    ),
     local: int = typer.Option(0, "--local", metavar="N", min=0, help="Start N processes on this machine."),
 ) -> None:
     """Train a model; start the same command again to resume.
@@ -33,12 +37,15 @@ def pretrain(
         refuse_nested_launch(local)
     settings = load_config(config, overrides or [])
     if is_one_of_several() or not local:
-        sys.exit(run_rank(settings, run_dir))
+        sys.exit(run_rank(settings, run_dir, plan_file=plan, profile=cluster))
     check_run(settings, run_dir, local)
     typer.echo(f"{local} {'process' if local == 1 else 'processes'} on this machine")
     clear_ending(run_dir)
-    arguments = ["pretrain", config, *(overrides or []), "--run-dir", str(run_dir)]
-    status = run_local_processes(local, arguments, functools.partial(_name_killed, run_dir))
+    options = ["--run-dir", str(run_dir)]
+    options += ["--plan", str(plan)] if plan else []
+    options += ["--cluster", cluster] if cluster else []
+    arguments = ["pretrain", config, *(overrides or []), *options]
+    status = run_local_processes(local, arguments, on_killed=functools.partial(_name_killed, run_dir))
     if status in (exit_codes.FINISHED, exit_codes.STOPPED):
         _say_where(run_dir, status)
     elif status != exit_codes.BAD_INPUT:

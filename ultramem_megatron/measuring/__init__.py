@@ -1,0 +1,1 @@
+"""Timings of collectives, kernels and whole lookups, by all ranks of a group at once."""
