@@ -45,9 +45,6 @@ class ResilienceConfig:
     """Steps whose samples are left out after going back: the bad one and those right before it, whose update the bad
     loss may come from."""
 
-    straggler_ratio: float = 1.5
-    """A rank whose own work takes so many times the median of the ranks is named on the console."""
-
     def __post_init__(self) -> None:
         for name in ("hang_seconds", "loss_spike_factor"):
             value = getattr(self, name)
@@ -60,8 +57,6 @@ class ResilienceConfig:
                 f"resilience.loss_spike_factor = {self.loss_spike_factor} would call usual losses bad; set it above 1, "
                 "or to 0 to look for NaN and infinity alone"
             )
-        if self.straggler_ratio <= 1:
-            raise ConfigError(f"resilience.straggler_ratio = {self.straggler_ratio} must be above 1: 1 is the median")
         if self.pause_seconds < self.hang_seconds:
             raise ConfigError(
                 f"resilience.pause_seconds = {self.pause_seconds:g} must not be below resilience.hang_seconds = "
