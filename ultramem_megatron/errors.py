@@ -23,3 +23,15 @@ class DataError(UltraMemError):
 
 class CheckpointError(UltraMemError):
     """A checkpoint is incomplete, damaged or belongs to another model."""
+
+
+class RunFailure(RuntimeError):
+    """A run ends early for a reason that has a name and an exit status of its own; no setting is wrong."""
+
+
+class DivergedError(RunFailure):
+    """The loss is lost, and skipping or going back did not help."""
+
+
+class OutOfDiskError(RunFailure):
+    """There was no room for a checkpoint; those before it are untouched."""

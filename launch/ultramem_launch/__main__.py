@@ -25,7 +25,7 @@ from ultramem_launch.verbs import (
     validate,
     volume,
 )
-from ultramem_megatron.errors import UltraMemError
+from ultramem_megatron.errors import RunFailure, UltraMemError
 
 app = typer.Typer(
     name="ultramem",
@@ -68,6 +68,13 @@ def main() -> None:
     """Run a verb. What the user can mend is printed as one paragraph, exit code 2."""
     try:
         app()
+    except RunFailure as error:
+        from ultramem_launch.ending import RULES, outcome_of
+
+        outcome = outcome_of(error)
+        _tell(f"{outcome}: {error}\n")
+        sys.stdout.flush()
+        os._exit(RULES[outcome].exit_status)
     except UltraMemError as error:
         if "--debug" in sys.argv:
             raise

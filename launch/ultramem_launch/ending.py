@@ -6,6 +6,7 @@ nothing: then the script of the job, which outlives its ranks, judges and writes
 """
 
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -16,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from ultramem_launch import exit_codes
-from ultramem_megatron.errors import UltraMemError
+from ultramem_megatron.errors import DivergedError, RunFailure, UltraMemError
 from ultramem_megatron.files import write_json
+
+logger = logging.getLogger(__name__)
 
 STATUS_FILE = "status.json"
 ATTEMPT = "ULTRAMEM_ATTEMPT"
@@ -99,13 +102,16 @@ def record_ending(run_dir: Path, ending: Ending) -> bool:
     if not run_dir.is_dir():
         return False
     part = run_dir / f".{STATUS_FILE}.{os.uname().nodename}.{os.getpid()}"
-    write_json(part, ending.to_dict())
     try:
+        write_json(part, ending.to_dict())
         os.link(part, run_dir / STATUS_FILE)  # as a rename, but fails where a file is: the first wins
     except FileExistsError:
         return False
+    except OSError as error:  # a full disk, perhaps; what ended the run must still reach whoever started it
+        logger.warning("%s: %s could not be written: %s", run_dir / STATUS_FILE, ending.outcome, error)
+        return False
     finally:
-        part.unlink()
+        part.unlink(missing_ok=True)
     return True
 
 
@@ -137,9 +143,17 @@ def failures_recorded(run_dir: Path, rank: int) -> Iterator[None]:
     except UltraMemError as error:
         _record(run_dir, rank, Outcome.BAD_INPUT, str(error))
         raise
+    except RunFailure as error:
+        _record(run_dir, rank, outcome_of(error), str(error))
+        raise
     except Exception as error:
         _record(run_dir, rank, Outcome.FAILED, f"{type(error).__name__}: {error}")
         raise
+
+
+def outcome_of(error: RunFailure) -> Outcome:
+    """What the status file calls it."""
+    return Outcome.DIVERGED if isinstance(error, DivergedError) else Outcome.OUT_OF_DISK
 
 
 def _record(run_dir: Path, rank: int, outcome: Outcome, reason: str) -> None:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ultramem_launch import exit_codes
@@ -33,10 +33,22 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 ULTRAMEM = (sys.executable, "-m", "ultramem_launch")
 
 
-def run_local_processes(num_processes: int, arguments: Sequence[str], program: Sequence[str] = ULTRAMEM) -> int:
+def run_local_processes(
+    num_processes: int,
+    arguments: Sequence[str],
+    program: Sequence[str] = ULTRAMEM,
+    on_killed: Callable[[int, int], None] = lambda rank, number: None,
+) -> int:
     """Start ``python -m ultramem_launch ARGUMENTS``, or another ``program`` with them, as each rank and wait for all.
 
     Signals that ask a run to stop are handed on. When a rank fails the others are ended.
+
+    Args:
+        num_processes: Ranks.
+        arguments: Of each rank.
+        program: What they are given to.
+        on_killed: Called with the rank and the signal when one ended a rank and nobody had asked for it: such a rank
+            says nothing itself, and what the others say is that a connection broke.
 
     Returns:
         The exit status of the run: that of the first rank that failed, else of rank 0.
@@ -51,7 +63,12 @@ def run_local_processes(num_processes: int, arguments: Sequence[str], program: S
             _start_rank(rank, num_processes, [*program, *arguments], Path(folder)) for rank in range(num_processes)
         ]
         asked = _hand_on_signals(ranks)
-        status = _wait_for_all(ranks)
+
+        def killed(rank: int, number: int) -> None:
+            if number not in asked:
+                on_killed(rank, number)
+
+        status = _wait_for_all(ranks, killed)
         if status - 128 in asked & {signal.SIGTERM, signal.SIGUSR1}:
             # before training it ends a rank at once: nothing was done yet, and to start again is the answer
             status = exit_codes.STOPPED
@@ -97,12 +114,15 @@ def _hand_on_signals(ranks: "list[subprocess.Popen[bytes]]") -> set[int]:
     return asked
 
 
-def _wait_for_all(ranks: "list[subprocess.Popen[bytes]]") -> int:
+def _wait_for_all(ranks: "list[subprocess.Popen[bytes]]", on_killed: Callable[[int, int], None]) -> int:
     failed = 0
     while None in [rank.poll() for rank in ranks]:  # a list: each of them must be asked
         failed = next((r.returncode for r in ranks if r.returncode not in (None, *_GOOD)), 0)
         if failed:
+            killed = [(rank, -r.returncode) for rank, r in enumerate(ranks) if (r.returncode or 0) < 0]
             _end(ranks)
+            for rank, number in killed[:1]:
+                on_killed(rank, number)
             break
         time.sleep(POLL_SECONDS)
     failed = failed or next((r.returncode for r in ranks if r.returncode not in _GOOD), 0)

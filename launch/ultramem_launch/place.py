@@ -7,7 +7,23 @@ import tempfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ultramem_launch.slurm_place import SLURM_VARIABLES, find_slurm_task, refuse_contradictions, slurm_rendezvous
+from ultramem_launch.mpi_place import (
+    HYDRA_VARIABLES,
+    OPEN_MPI_VARIABLES,
+    PLACE_VARIABLES,
+    MpiTask,
+    find_mpi_task,
+    mpi_rendezvous,
+    refuse_mpi_contradictions,
+    refuse_singletons,
+)
+from ultramem_launch.slurm_place import (
+    SLURM_VARIABLES,
+    SlurmTask,
+    find_slurm_task,
+    refuse_contradictions,
+    slurm_rendezvous,
+)
 from ultramem_megatron.errors import LaunchError
 
 if TYPE_CHECKING:
@@ -16,13 +32,14 @@ if TYPE_CHECKING:
 RENDEZVOUS = "ULTRAMEM_RENDEZVOUS"
 """Where the ranks of ``--local`` meet; without it the variables of torchrun are read."""
 
-RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-"""What torchrun sets, and ``--local``. Tasks of srun have others: ``slurm_place.py``."""
+RANK_VARIABLES = PLACE_VARIABLES
+"""What torchrun sets, and ``--local``. srun and mpirun have others: ``slurm_place.py``, ``mpi_place.py``."""
 
 
 def is_one_of_several(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether a launcher started this process as one rank of a run; ``find_place`` checks that it did so fully."""
-    return any(name in environment for name in RANK_VARIABLES) or find_slurm_task(environment) is not None
+    started = (find_mpi_task(environment), find_slurm_task(environment))
+    return any(name in environment for name in RANK_VARIABLES) or started != (None, None)
 
 
 def refuse_nested_launch(local: int, environment: Mapping[str, str] = os.environ) -> None:
@@ -34,7 +51,7 @@ def refuse_nested_launch(local: int, environment: Mapping[str, str] = os.environ
     if is_one_of_several(environment):
         raise LaunchError(
             f"--local {local} starts {local} processes, but this process is already a rank of a launcher such as "
-            f"torchrun ({_set_variables(environment)}); leave --local out, or start without torchrun or srun"
+            f"torchrun ({_set_variables(environment)}); leave --local out, or start without torchrun, srun or mpirun"
         )
 
 
@@ -59,15 +76,15 @@ def find_place(environment: Mapping[str, str] = os.environ) -> "ProcessPlace":
     """
     from ultramem_megatron.parallel.process import ProcessPlace
 
-    task = find_slurm_task(environment)
+    by_mpi, task = find_mpi_task(environment), find_slurm_task(environment)
+    if by_mpi is not None and RENDEZVOUS not in environment:
+        refuse_mpi_contradictions(by_mpi, environment)
+        if "GROUP_WORLD_SIZE" not in environment:
+            return _place_of(by_mpi, mpi_rendezvous(by_mpi, environment))
+        task = None  # of mpirun's daemons
     if not any(name in environment for name in RANK_VARIABLES) and task is not None:
-        return ProcessPlace(
-            rank=task.rank,
-            world_size=task.world_size,
-            local_rank=task.local_rank,
-            local_world_size=task.local_world_size,
-            rendezvous=slurm_rendezvous(environment),
-        )
+        refuse_singletons(task.world_size, environment)
+        return _place_of(task, slurm_rendezvous(environment))
     if not is_one_of_several(environment):
         folder = tempfile.mkdtemp(prefix="ultramem-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -97,6 +114,18 @@ def find_place(environment: Mapping[str, str] = os.environ) -> "ProcessPlace":
     )
 
 
+def _place_of(task: SlurmTask | MpiTask, rendezvous: str) -> "ProcessPlace":
+    from ultramem_megatron.parallel.process import ProcessPlace
+
+    return ProcessPlace(
+        rank=task.rank,
+        world_size=task.world_size,
+        local_rank=task.local_rank,
+        local_world_size=task.local_world_size,
+        rendezvous=rendezvous,
+    )
+
+
 def _number(environment: Mapping[str, str], name: str) -> int:
     text = environment.get(name, "")
     if not text.isdecimal():
@@ -108,5 +137,5 @@ def _number(environment: Mapping[str, str], name: str) -> int:
 
 
 def _set_variables(environment: Mapping[str, str]) -> str:
-    names = (*RANK_VARIABLES, *SLURM_VARIABLES)
+    names = (*RANK_VARIABLES, *SLURM_VARIABLES, *OPEN_MPI_VARIABLES, *HYDRA_VARIABLES)
     return ", ".join(f"{name}={environment[name]}" for name in names if name in environment)

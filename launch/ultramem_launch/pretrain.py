@@ -1,6 +1,9 @@
 """One rank of a pretraining run: place, plan, training. The only file here that sees the training code."""
 
+import functools
 import logging
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -129,12 +132,21 @@ def _run_rank(
     plan = on_first_rank(lambda: _plan(config, run_dir, _allocated(place, device, profile), plan_file, here))
     if place.rank == 0:
         print(f"memory tables: {plan.chosen.label if plan.chosen else 'none'}; run folder {run_dir}", flush=True)
-    finished = pretrain(config, plan, run_dir, device) is Outcome.FINISHED
+    end_hung = functools.partial(_end_hung, run_dir, place.rank)
+    finished = pretrain(config, plan, run_dir, device, end_hung) is Outcome.FINISHED
     how = ending.Outcome.FINISHED if finished else ending.Outcome.PREEMPTED
     # the others leave once it is written: a launcher may end all ranks when the first one has left
     on_first_rank(lambda: record_ending(run_dir, Ending(outcome=how, rank=0, attempt=attempt_of_this_process())))
     destroy_groups()
     return ending.RULES[how].exit_status
+
+
+def _end_hung(run_dir: Path, rank: int, reason: str) -> None:
+    """At once and without clean-up, which would wait for the ranks that stand still."""
+    how = ending.Outcome.HUNG
+    if record_ending(run_dir, Ending(outcome=how, reason=reason, rank=rank, attempt=attempt_of_this_process())):
+        print(f"{how}: {reason}", file=sys.stderr, flush=True)
+    os._exit(ending.RULES[how].exit_status)
 
 
 def _plan(

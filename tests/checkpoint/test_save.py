@@ -14,7 +14,7 @@ import torch.distributed as dist
 from ultramem_megatron.checkpoint.manifest import Manifest, read_manifest
 from ultramem_megatron.checkpoint.store import checkpoint_folders, unfinished_folders
 from ultramem_megatron.config.run import RunConfig
-from ultramem_megatron.errors import CheckpointError
+from ultramem_megatron.errors import OutOfDiskError
 from ultramem_megatron.testing.distributed import run_distributed
 from ultramem_megatron.testing.tiny import tiny_config
 
@@ -136,7 +136,7 @@ def fail_now_and_then(config: RunConfig, root: Path) -> str:
     run.step()
     assert run.saved == [4]
     run.step()
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(OutOfDiskError) as caught:
         run.step()  # 8 waits for 6, which fails, and then fails itself
         run.saves.on_exit(run.state)
     assert run.saved == [4]
@@ -156,7 +156,7 @@ def fail_at_the_end(config: RunConfig, root: Path) -> None:
     run.writer.let_go.set()
     run.step()
     run.writer.failures = 1
-    with pytest.raises(CheckpointError, match=r"no checkpoint of step 1 in .*; earlier ones are as they were"):
+    with pytest.raises(OutOfDiskError, match=r"no checkpoint of step 1 in .*; earlier ones are as they were"):
         run.saves.on_exit(run.state)
     assert run.saved == []
 

@@ -87,7 +87,7 @@ def test_no_launcher_inside_a_launcher(environment: dict[str, str]) -> None:
     text = str(refusal.value)
     assert text.startswith("--local 4 starts 4 processes, but this process is already a rank of a launcher")
     assert all(f"{name}={value}" in text for name, value in environment.items() if not name.startswith("MASTER"))
-    assert text.endswith("leave --local out, or start without torchrun or srun")
+    assert text.endswith("leave --local out, or start without torchrun, srun or mpirun")
 
 
 def test_outside_of_a_launcher_processes_may_be_started() -> None:

@@ -97,7 +97,7 @@ def test_the_launcher_passes_the_command_on_and_the_status_back(
 ) -> None:
     started: list[tuple[int, list[str]]] = []
 
-    def launch(processes: int, arguments: list[str]) -> int:
+    def launch(processes: int, arguments: list[str], *, on_killed: object) -> int:
         started.append((processes, arguments))
         return status
 

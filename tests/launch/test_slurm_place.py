@@ -49,7 +49,7 @@ def test_processes_may_be_started_where_srun_has_not(environment: dict[str, str]
 
 
 def test_no_launcher_inside_srun() -> None:
-    with pytest.raises(LaunchError, match=r"--local 4 .* SLURM_STEP_NUM_TASKS=7.*without torchrun or srun"):
+    with pytest.raises(LaunchError, match=r"--local 4 .* SLURM_STEP_NUM_TASKS=7.*without torchrun, srun or mpirun"):
         refuse_nested_launch(4, SRUN)
 
 

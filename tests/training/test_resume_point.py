@@ -24,7 +24,14 @@ def resumed(megatron: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
     parts["groups"] = SimpleNamespace(dp_cp=None)
     state = TrainState(config=config, **parts)
     manifest: Any = SimpleNamespace(
-        step=10, consumed_samples=120, consumed_tokens=120 * config.model.seq_length, data_fingerprint="same"
+        step=10,
+        consumed_samples=120,
+        consumed_tokens=120 * config.model.seq_length,
+        data_fingerprint="same",
+        recent_losses=(5.0, 4.5),
+        bad_steps=3,
+        bad_in_a_row=0,
+        skipped_samples=((124, 130),),
     )
     checkpointing.resume(state, (Path("checkpoint"), manifest), Path(), "same")
     return state
@@ -32,6 +39,13 @@ def resumed(megatron: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_reading_goes_on_behind_the_last_sample_whatever_the_batch(resumed: Any) -> None:
     assert (resumed.step, resumed.consumed_samples) == (10, 120)
+
+
+def test_what_was_bad_is_remembered(resumed: Any) -> None:
+    guard = resumed.guard
+    assert (guard.recent_losses, guard.bad_steps, guard.skipped_samples) == ([5.0, 4.5], 3, [(124, 130)])
+    resumed.advance()
+    assert (resumed.consumed_samples, resumed.next_sample) == (124, 130)
 
 
 def test_a_step_counts_the_batch_of_this_run(resumed: Any) -> None:

@@ -48,6 +48,13 @@ class Manifest(BaseModel):
     digests: dict[str, TensorDigest] = {}
     """Of every logical tensor, by its name in the checkpoint."""
 
+    recent_losses: tuple[float, ...] = ()
+    """Of the last good steps, by which a bad one is told."""
+    bad_steps: int = 0
+    bad_in_a_row: int = 0
+    skipped_samples: tuple[tuple[int, int], ...] = ()
+    """Left out of the training: first sample, and the one after the last."""
+
     def write(self, folder: Path) -> None:
         """Put it into ``folder`` durably, after everything else."""
         path = folder / MANIFEST

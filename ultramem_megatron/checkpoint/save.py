@@ -20,6 +20,7 @@ from megatron.core.optimizer import ChainedOptimizer
 from ultramem_megatron.checkpoint import store
 from ultramem_megatron.checkpoint.content import sharded_state
 from ultramem_megatron.checkpoint.digest import join_pieces
+from ultramem_megatron.checkpoint.disk import root_of
 from ultramem_megatron.checkpoint.manifest import Manifest
 from ultramem_megatron.checkpoint.shard_files import ShardFiles, WrittenShards
 from ultramem_megatron.parallel.agree import on_all_ranks, on_first_rank
@@ -199,6 +200,7 @@ def _agree(part: Future[Part[Result]]) -> list[Part[Result]]:
         _SaveFailed: On all ranks, when a thread of any failed.
     """
     error = part.exception()
+    error = root_of(error) if error else None
     failures = [""] * dist.get_world_size()
     dist.all_gather_object(failures, f"{type(error).__name__}: {error}".splitlines()[0] if error else "")
     reasons = [f"rank {rank}: {failure}" for rank, failure in enumerate(failures) if failure]

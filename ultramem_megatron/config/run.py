@@ -10,6 +10,7 @@ from ultramem_megatron.config.model import ModelConfig
 from ultramem_megatron.config.monitor import MonitorConfig
 from ultramem_megatron.config.optimizer import OptimizerConfig
 from ultramem_megatron.config.parallelism import ParallelismConfig
+from ultramem_megatron.config.resilience import ResilienceConfig
 from ultramem_megatron.config.training import TrainingConfig
 from ultramem_megatron.errors import ConfigError
 
@@ -27,6 +28,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    resilience: ResilienceConfig = field(default_factory=ResilienceConfig)
 
     def __post_init__(self) -> None:
         self._check_tensor_parallel()

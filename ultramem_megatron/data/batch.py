@@ -1,6 +1,6 @@
 """This rank's micro-batches of every optimizer step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -9,6 +9,18 @@ from ultramem_megatron.data.token_source import TokenSource
 
 Batch = dict[str, Tensor]
 """``tokens``, ``labels`` and ``position_ids``, int64 [micro batch, seq], on the CPU. Every label counts."""
+
+
+SampleRange = tuple[int, int]
+"""First sample, and the one after the last."""
+
+
+def skip_over(start: int, size: int, skipped: Sequence[SampleRange]) -> int:
+    """Where the next ``size`` samples begin, at ``start`` or after what is left out and would be touched."""
+    for first, end in sorted(skipped):
+        if first < start + size and start < end:
+            start = end
+    return start
 
 
 class BatchSampler:
@@ -24,6 +36,7 @@ class BatchSampler:
         dp_rank: This data-parallel rank.
         dp_size: Data-parallel ranks.
         consumed_samples: Where to begin: samples that the run has trained on before.
+        skipped: Samples that are left out, with the rest of the batch that they would begin in.
     """
 
     def __init__(
@@ -35,6 +48,7 @@ class BatchSampler:
         dp_rank: int = 0,
         dp_size: int = 1,
         consumed_samples: int = 0,
+        skipped: Sequence[SampleRange] = (),
     ) -> None:
         assert 0 <= dp_rank < dp_size
         assert global_batch_size % (micro_batch_size * dp_size) == 0  # RunConfig.check_world_size saw to it
@@ -43,13 +57,14 @@ class BatchSampler:
         self._micro_batch_size = micro_batch_size
         self._dp_rank = dp_rank
         self._dp_size = dp_size
+        self._skipped = tuple(skipped)
         self.consumed_samples = consumed_samples
         """Samples of all ranks up to and including the step that was yielded last."""
 
     def __iter__(self) -> Iterator[list[Batch]]:
         while True:
-            start = self.consumed_samples
-            self.consumed_samples += self._global_batch_size
+            start = skip_over(self.consumed_samples, self._global_batch_size, self._skipped)
+            self.consumed_samples = start + self._global_batch_size
             yield [self._stack(first) for first in self._micro_batch_starts(start)]
 
     def _micro_batch_starts(self, start: int) -> range:

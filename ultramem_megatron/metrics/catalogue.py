@@ -45,6 +45,13 @@ CONSUMED_TOKENS = Metric(
     reduction=Reduction.LAST,
     help="Training tokens since the start of the run, over all ranks and restarts.",
 )
+BAD_STEPS = Metric(
+    name="train/bad_steps",
+    unit="steps",
+    reduction=Reduction.LAST,
+    help="Steps since the start of the run whose loss or gradient norm was no finite number or whose loss was far off; "
+    "they updated nothing. Reported when one occurs.",
+)
 
 VALIDATION_LOSS = Metric(
     name="validation/loss",
@@ -198,6 +205,7 @@ METRICS: tuple[Metric, ...] = (
     VALUE_LEARNING_RATE,
     CONSUMED_SAMPLES,
     CONSUMED_TOKENS,
+    BAD_STEPS,
     VALIDATION_LOSS,
     TOKENS_PER_SECOND,
     STEP_SECONDS,

@@ -36,6 +36,7 @@ class LayerObserver:
         self.usage = SlotUsage(layer.table.partition.table.num_rows, layer.table.weight.device)
         channel = layer.table.partition.channel
         self.traffic, self.group = channel.traffic, channel.group
+        self.traffic.reset()  # another observer may have been there before a run went back
         self.forward_passes = self.backward_passes = 0
         layer.observer = self
 

@@ -9,6 +9,13 @@ import torch.distributed as dist
 Answer = TypeVar("Answer")
 
 
+def any_rank(mine: bool, device: torch.device) -> bool:
+    """Whether it is so on any rank. Collective over the world."""
+    flag = torch.tensor([int(mine)], device=device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag.item())
+
+
 def on_first_rank(find: Callable[[], Answer]) -> Answer:
     """``find()`` as rank 0 sees it, on every rank; what it raises is raised on every rank. Collective over the world.
 

@@ -8,16 +8,18 @@ from types import MappingProxyType
 
 import torch.distributed as dist
 
+from ultramem_megatron.checkpoint.disk import names_full_disk
 from ultramem_megatron.checkpoint.load import check_files, check_same_model, load_checkpoint
 from ultramem_megatron.checkpoint.manifest import Manifest
 from ultramem_megatron.checkpoint.save import Saved, Saver, package_versions
 from ultramem_megatron.checkpoint.store import find_newest
 from ultramem_megatron.config.load import to_plain
 from ultramem_megatron.config.run import RunConfig
-from ultramem_megatron.errors import CheckpointError
+from ultramem_megatron.errors import CheckpointError, OutOfDiskError
 from ultramem_megatron.metrics.catalogue import STALL_SECONDS, WRITE_SECONDS
 from ultramem_megatron.monitor.publish import Publisher
 from ultramem_megatron.parallel.agree import on_first_rank
+from ultramem_megatron.training.guard import Guard
 from ultramem_megatron.training.hooks import Hook
 from ultramem_megatron.training.state import StepResult, TrainState
 
@@ -50,15 +52,20 @@ class SaveCheckpoints(Hook):
     def after_step(self, state: TrainState, result: StepResult) -> None:
         self._note(state, self.saver.poll())
         interval = state.config.checkpoint.interval
-        if interval and result.step % interval == 0:
+        if interval and result.step % interval == 0 and not result.bad:
             self._save(state)
 
     def on_exit(self, state: TrainState) -> None:
         self._note(state, self.saver.wait())
-        if state.step > self.saved_step:
+        # several bad steps in a row: the fault may be in the weights, which must not replace a good checkpoint
+        if state.step > self.saved_step and state.guard.bad_in_a_row < 2:
             self._failed = True  # no other save comes after this one
             self._save(state)
             self._note(state, self.saver.wait())
+
+    def finish(self, state: TrainState) -> None:
+        """Bring a save that is under way to its end; for who leaves the loop without ``on_exit``."""
+        self._note(state, self.saver.wait())
 
     def _save(self, state: TrainState) -> None:
         self._note(state, self.saver.wait())
@@ -66,6 +73,10 @@ class SaveCheckpoints(Hook):
             step=state.step,
             consumed_samples=state.consumed_samples,
             consumed_tokens=state.consumed_tokens,
+            recent_losses=tuple(state.guard.recent_losses),
+            bad_steps=state.guard.bad_steps,
+            bad_in_a_row=state.guard.bad_in_a_row,
+            skipped_samples=tuple(state.guard.skipped_samples),
             data_fingerprint=self.data_fingerprint,
             world_size=dist.get_world_size(),
             plan=state.plan.model_dump(mode="json", by_alias=True),
@@ -82,6 +93,10 @@ class SaveCheckpoints(Hook):
             return
         if saved.failure:
             message = f"no checkpoint of step {saved.step} in {self.root}: {saved.failure}"
+            if self._failed and names_full_disk(saved.failure):
+                raise OutOfDiskError(
+                    f"{message}; earlier ones are as they were: make room, and start the command again"
+                )
             if self._failed:
                 raise CheckpointError(
                     f"{message}; earlier ones are as they were, and the same command resumes from them"
@@ -179,4 +194,10 @@ def resume(state: TrainState, start: Start, root: Path, data_fingerprint: str) -
         )
     state.step = manifest.step
     state.consumed_samples, state.consumed_tokens = manifest.consumed_samples, manifest.consumed_tokens
+    state.guard = Guard(
+        recent_losses=list(manifest.recent_losses),
+        bad_steps=manifest.bad_steps,
+        bad_in_a_row=manifest.bad_in_a_row,
+        skipped_samples=list(manifest.skipped_samples),
+    )
     return folder

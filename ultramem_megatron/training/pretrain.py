@@ -1,5 +1,8 @@
 """A whole pretraining run on this process: set up, resume, train."""
 
+import logging
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,27 +13,48 @@ from ultramem_megatron.config.load import to_yaml
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.data.dataset import open_training_data, open_validation_data
 from ultramem_megatron.data.token_source import TokenSource
+from ultramem_megatron.errors import DivergedError
 from ultramem_megatron.files import write_text
+from ultramem_megatron.monitor.events import EventLog
 from ultramem_megatron.monitor.publish import Publisher, open_publisher
 from ultramem_megatron.planning.plan import Plan
 from ultramem_megatron.planning.report import summary
 from ultramem_megatron.training.checkpointing import SaveCheckpoints, find_start, resume
+from ultramem_megatron.training.go_back import WayBack
 from ultramem_megatron.training.hooks import Hook
 from ultramem_megatron.training.loop import Outcome, run_loop
-from ultramem_megatron.training.reporting import ReportMemory, ReportSteps
+from ultramem_megatron.training.reporting import ReportBadSteps, ReportMemory, ReportSteps
 from ultramem_megatron.training.setup import build_run_groups, build_train_state
 from ultramem_megatron.training.state import TrainState
+from ultramem_megatron.training.step import GoBack
 from ultramem_megatron.training.stop import StopRequest
 from ultramem_megatron.training.validation import Validate
+from ultramem_megatron.training.watchdog import TakesLong, Watchdog, Watched
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 
 
-def pretrain(config: RunConfig, plan: Plan, run_dir: Path, device: torch.device) -> Outcome:
+def pretrain(
+    config: RunConfig,
+    plan: Plan,
+    run_dir: Path,
+    device: torch.device,
+    end_hung: Callable[[str], None] | None = None,
+) -> Outcome:
     """Train to ``training.steps`` from the newest checkpoint in ``run_dir``, or from scratch.
 
     Collective over the world. Nothing is written to the run folder before
     checkpoint, data and model were found in order.
+
+    Args:
+        config: The run's settings.
+        plan: Made for them and this number of ranks.
+        run_dir: Folder of the run.
+        device: Of this rank.
+        end_hung: Called by a thread, with the reason, when the run gets no further; ends the process.
+            None: nobody watches.
     """
     stop = StopRequest()
     stop.listen()
@@ -44,9 +68,25 @@ def pretrain(config: RunConfig, plan: Plan, run_dir: Path, device: torch.device)
         if dist.get_rank() == 0:
             print(f"resumed from {folder}: step {state.step} of {config.training.steps}", flush=True)
     write_run_files(config, plan, run_dir)
-    with _open_publisher(config, plan, run_dir, state) as publisher:
-        hooks = _hooks(publisher, state, run_dir, training_data, validation_data)
-        return run_loop(state, state.batches(training_data, state.consumed_samples), hooks, stop)
+    events = EventLog(run_dir, reports=dist.get_rank() == 0)
+    way_back = WayBack(run_dir / CHECKPOINTS, training_data.fingerprint)
+    with _open_watchdog(config, run_dir, end_hung) as watchdog:
+        while True:
+            with _open_publisher(config, plan, run_dir, state) as publisher:
+                save = SaveCheckpoints(run_dir / CHECKPOINTS, training_data.fingerprint, state, publisher)
+                hooks = _hooks(publisher, events, watchdog, state, validation_data, save)
+                try:
+                    return run_loop(state, state.training_batches(training_data), hooks, stop)
+                except DivergedError as end:
+                    save.finish(state)
+                    events.write(state.step, "diverged", str(end))
+                    raise
+                except GoBack as bad:
+                    save.finish(state)
+                    watchdog.progress(state.step, "going back to a checkpoint", may_take_long=True)
+                    words = f"{bad}; {way_back.go(state)}"
+                    events.write(state.step, "bad_step", words)
+                    publisher.text(state.step, "bad step", words)
 
 
 def write_run_files(config: RunConfig, plan: Plan, run_dir: Path) -> None:
@@ -61,16 +101,27 @@ def write_run_files(config: RunConfig, plan: Plan, run_dir: Path) -> None:
 
 def _hooks(
     publisher: Publisher,
+    events: EventLog,
+    watchdog: Watchdog,
     state: TrainState,
-    run_dir: Path,
-    training_data: TokenSource,
     validation_data: dict[str, TokenSource],
+    save: SaveCheckpoints,
 ) -> list[Hook]:
     """In the order in which they act; a step is reported before it is saved."""
-    hooks: list[Hook] = [ReportSteps(publisher, state.config), ReportMemory(publisher, state)]
+    hooks: list[Hook] = [
+        Watched(watchdog),
+        ReportSteps(publisher, state.config),
+        ReportBadSteps(publisher, events),
+        ReportMemory(publisher, state),
+    ]
     if validation_data:
-        hooks.append(Validate(publisher, validation_data))
-    return [*hooks, SaveCheckpoints(run_dir / CHECKPOINTS, training_data.fingerprint, state, publisher)]
+        hooks.append(TakesLong(Validate(publisher, validation_data), watchdog, "validation"))
+    return [*hooks, TakesLong(save, watchdog, "saving a checkpoint")]
+
+
+def _open_watchdog(config: RunConfig, run_dir: Path, end: Callable[[str], None] | None) -> Watchdog:
+    settings = config.resilience if end else replace(config.resilience, hang_seconds=0.0)
+    return Watchdog(run_dir, settings, rank=dist.get_rank(), world_size=dist.get_world_size(), end=end or logger.error)
 
 
 def _open_publisher(config: RunConfig, plan: Plan, run_dir: Path, state: TrainState) -> Publisher:

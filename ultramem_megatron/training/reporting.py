@@ -5,6 +5,7 @@ import torch.distributed as dist
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.metrics import catalogue
 from ultramem_megatron.metrics.metric import Reading, Recorder, join_ranks
+from ultramem_megatron.monitor.events import EventLog
 from ultramem_megatron.monitor.layer_observer import LayerObserver
 from ultramem_megatron.monitor.message_watch import MessageWatch
 from ultramem_megatron.monitor.process import resident_bytes
@@ -41,6 +42,21 @@ class ReportSteps(Hook):
             **self.throughput.finish(),
         }
         self.publisher.publish(result.step, values)
+
+
+class ReportBadSteps(Hook):
+    """Says which steps were skipped, and why."""
+
+    def __init__(self, publisher: Publisher, events: EventLog) -> None:
+        self.publisher, self.events = publisher, events
+
+    def after_step(self, state: TrainState, result: StepResult) -> None:
+        if result.bad:
+            limit = state.config.resilience.max_bad_steps
+            words = f"step {result.step}: {result.bad}; skipped, {state.guard.bad_steps} of at most {limit} bad steps"
+            self.events.write(result.step, "bad_step", words)
+            self.publisher.text(result.step, "bad step", words)
+            self.publisher.publish(result.step, {catalogue.BAD_STEPS.name: state.guard.bad_steps})
 
 
 class ReportMemory(Hook):

@@ -1,19 +1,20 @@
 """Everything that a running training job holds."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import ChainedOptimizer
 
 from ultramem_megatron.config.run import RunConfig
-from ultramem_megatron.data.batch import Batch, BatchSampler
+from ultramem_megatron.data.batch import Batch, BatchSampler, SampleRange, skip_over
 from ultramem_megatron.data.token_source import TokenSource
 from ultramem_megatron.model.build import UltraMemModel
 from ultramem_megatron.optim.schedule import RateSchedule
 from ultramem_megatron.parallel.groups import Groups
 from ultramem_megatron.parallel.stage_messages import StageMessages
 from ultramem_megatron.planning.plan import Plan
+from ultramem_megatron.training.guard import Guard
 
 
 @dataclass(kw_only=True, slots=True)
@@ -39,7 +40,22 @@ class TrainState:
     consumed_tokens: int = 0
     """Tokens that the steps so far have read."""
 
-    def batches(self, source: TokenSource, start: int = 0) -> Iterator[list[Batch]]:
+    guard: Guard = field(default_factory=Guard)
+    """Which steps were bad, and what is left out."""
+
+    @property
+    def next_sample(self) -> int:
+        """First sample of the next step."""
+        size = self.config.training.global_batch_size
+        return skip_over(self.consumed_samples, size, self.guard.skipped_samples)
+
+    def training_batches(self, source: TokenSource) -> Iterator[list[Batch]]:
+        """``batches`` of the steps to come."""
+        return self.batches(source, self.consumed_samples, self.guard.skipped_samples)
+
+    def batches(
+        self, source: TokenSource, start: int = 0, skipped: Sequence[SampleRange] = ()
+    ) -> Iterator[list[Batch]]:
         """This rank's micro-batches of each global batch of ``source``, without end, from sample ``start`` on."""
         training, groups = self.config.training, self.groups
         sampler = BatchSampler(
@@ -49,13 +65,14 @@ class TrainState:
             dp_rank=groups.data_rank,
             dp_size=groups.data_ranks,
             consumed_samples=start,
+            skipped=skipped,
         )
         return iter(sampler)
 
     def advance(self) -> None:
         """One more step is done."""
         self.step += 1
-        self.consumed_samples += self.config.training.global_batch_size
+        self.consumed_samples = self.next_sample + self.config.training.global_batch_size
         self.consumed_tokens += self.config.training.global_batch_size * self.config.model.seq_length
 
 
@@ -70,3 +87,5 @@ class StepResult:
     """Of all parameters together, before clipping."""
     learning_rate: float
     value_learning_rate: float
+    bad: str = ""
+    """Why nothing was updated; empty for a good step."""

@@ -1,9 +1,17 @@
 """One optimizer step."""
 
+from ultramem_megatron.config.resilience import BadStep
 from ultramem_megatron.data.batch import Batch
+from ultramem_megatron.errors import DivergedError
+from ultramem_megatron.optim.guarded_step import step_if
+from ultramem_megatron.parallel.agree import any_rank
 from ultramem_megatron.training.forward_backward import run_micro_batches
 from ultramem_megatron.training.random_state import seed_step
 from ultramem_megatron.training.state import StepResult, TrainState
+
+
+class GoBack(Exception):
+    """A step was bad, nothing was updated, and the run is to return to its newest checkpoint."""
 
 
 def train_step(state: TrainState, micro_batches: list[Batch]) -> StepResult:
@@ -12,6 +20,10 @@ def train_step(state: TrainState, micro_batches: list[Batch]) -> StepResult:
     Args:
         state: The run; goes on by one step.
         micro_batches: This rank's share of the next global batch.
+
+    Raises:
+        GoBack: The step was bad and ``resilience.bad_step`` is ``roll_back``.
+        DivergedError: It was bad, as ``resilience.max_bad_steps`` were before it.
     """
     step = state.step + 1
     seed_step(state.config, state.groups, step)
@@ -23,12 +35,42 @@ def train_step(state: TrainState, micro_batches: list[Batch]) -> StepResult:
         ddp.zero_grad_buffer()
     state.optimizer.zero_grad()
     loss = run_micro_batches(state, micro_batches, forward_only=False)
-    _, gradient_norm, _ = state.optimizer.step()
+    reasons: list[str] = []
+
+    def is_good(gradient_norm: float) -> bool:
+        reasons.append(_why_bad(state, loss, gradient_norm))
+        return not reasons[0]
+
+    gradient_norm = step_if(state.optimizer, is_good)
+    _act(state, step, loss, reasons[0])
     state.advance()
     return StepResult(
         step=step,
         loss=loss,
-        gradient_norm=float(gradient_norm or 0.0),
+        gradient_norm=gradient_norm,
         learning_rate=state.schedule.rate(values=False),
         value_learning_rate=state.schedule.rate(values=True),
+        bad=reasons[0],
     )
+
+
+def _why_bad(state: TrainState, loss: float, gradient_norm: float) -> str:
+    """What any rank has against the step; empty if none has. Collective over the world."""
+    reason = state.guard.judge(state.config.resilience, loss, gradient_norm)
+    # the numbers are sums over all ranks and should be the same; one rank that skips alone would ruin the run
+    is_bad = any_rank(bool(reason), state.groups.device)
+    return reason or ("another rank finds it bad" if is_bad else "")
+
+
+def _act(state: TrainState, step: int, loss: float, reason: str) -> None:
+    settings, guard = state.config.resilience, state.guard
+    guard.remember(settings, loss, reason)
+    if not reason:
+        return
+    if guard.bad_steps > settings.max_bad_steps:
+        raise DivergedError(
+            f"step {step}: {reason}; resilience.max_bad_steps = {settings.max_bad_steps} steps were bad before. The "
+            "last checkpoint is kept; go on from it with a lower learning rate or other data"
+        )
+    if settings.bad_step is BadStep.ROLL_BACK:
+        raise GoBack(f"step {step}: {reason}")

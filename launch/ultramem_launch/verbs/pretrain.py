@@ -1,5 +1,7 @@
 """``ultramem pretrain``: train, on one process, on N of this machine, or as a rank of torchrun."""
 
+import functools
+import signal
 import sys
 from pathlib import Path
 
@@ -21,7 +23,8 @@ def pretrain(
 ) -> None:
     """Train a model; start the same command again to resume.
 
-    Exit status: 0 finished, 2 bad input, 75 saved and ended early on SIGTERM or SIGUSR1.
+    Exit status: 0 finished, 2 bad input, 75 saved and ended early on SIGTERM or SIGUSR1, 80 hung,
+    81 diverged, 82 no room for a checkpoint.
 
     Example: ultramem pretrain quickstart training.steps=500 --run-dir runs/first --local 4
     """
@@ -41,12 +44,25 @@ def pretrain(
     options = ["--run-dir", str(run_dir)]
     options += ["--plan", str(plan)] if plan else []
     options += ["--cluster", cluster] if cluster else []
-    status = run_local_processes(local, ["pretrain", config, *(overrides or []), *options])
+    arguments = ["pretrain", config, *(overrides or []), *options]
+    status = run_local_processes(local, arguments, on_killed=functools.partial(_name_killed, run_dir))
     if status in (exit_codes.FINISHED, exit_codes.STOPPED):
         _say_where(run_dir, status)
     elif status != exit_codes.BAD_INPUT:
         record_ending(run_dir, Ending(outcome=Outcome.FAILED, reason=f"a rank ended with status {status}"))
     sys.exit(status)
+
+
+def _name_killed(run_dir: Path, rank: int, number: int) -> None:
+    """Said over what the other ranks took for the cause."""
+    from ultramem_launch.ending import Ending, Outcome, read_ending, replace_ending
+
+    said = read_ending(run_dir)
+    if run_dir.is_dir() and (said is None or said.outcome is Outcome.FAILED):
+        name = signal.Signals(number).name
+        hint = " (often a lack of memory)" if number == signal.SIGKILL else ""
+        replace_ending(run_dir, Ending(outcome=Outcome.FAILED, reason=f"rank {rank} was killed by {name}{hint}"))
+        typer.echo(f"rank {rank} was killed by {name}{hint}", err=True)
 
 
 def _say_where(run_dir: Path, status: int) -> None:
