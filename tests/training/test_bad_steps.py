@@ -152,6 +152,15 @@ def test_the_run_goes_back_and_leaves_samples_out(imported: None, tmp_path: Path
 
 @FORKED
 @pytest.mark.slow
+def test_before_the_first_checkpoint_there_is_only_skipping(imported: None, tmp_path: Path) -> None:
+    assert start(tmp_path, "resilience.bad_step=roll_back", "training.steps=4", poisoned={4}) == "finished"
+    assert [point[0] for point in curve(tmp_path)] == [1, 3, 4]
+    assert events(tmp_path)[0].endswith("there is no checkpoint yet to go back to: step 2 is skipped")
+    assert not (tmp_path / "checkpoints" / "step_00000002").exists()
+
+
+@FORKED
+@pytest.mark.slow
 def test_too_many_bad_steps_are_an_end(imported: None, tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match=r"step 8: the gradient norm is nan; resilience\.max_bad_steps = 2 steps"):
         start(tmp_path / "run", "resilience.max_bad_steps=2", "checkpoint.keep=1", poisoned={20, 24, 28})
