@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from ultramem_launch.configs import load_config
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.planning.choose import choose_plan
 from ultramem_megatron.planning.cluster import ClusterSpec, parse_cluster
@@ -151,3 +152,14 @@ def test_both_verdicts_and_what_would_flip_the_choice_are_said(make_config: Make
         assert f"{flip.what}, now {flip.now:g}" in text and flip.choice in text
     because = joined(explain(plan))
     assert "Why." in because and "Trust: " in because and "The fastest that fits at each number of ranks P." in because
+
+
+def test_what_is_slower_because_of_its_copies_is_not_blamed_on_lookups() -> None:
+    """The blocks of this model hide every lookup, so what is left of the difference is the copies."""
+    plan = choose_plan(load_config("ultramem-1.6b-x12", []), parse_cluster("dgx-a100-80g:8"))
+    own = plan.candidates[0]
+    rival = next(c for c in plan.candidates if c.partition == "number_wise_pooled")
+    assert rival.forward_seconds > own.forward_seconds
+    assert rival.step_seconds - own.step_seconds == pytest.approx(6 * (rival.sync_seconds - own.sync_seconds))
+    sentence = joined(explain(plan)).partition(f"- {rival.label} is ")[2].partition(". -")[0]
+    assert "a step slower: its copies take" in sentence and "a lookup takes" not in sentence

@@ -83,7 +83,8 @@ def test_a_lost_node_is_done_without(
     assert ended["JobState"] == "COMPLETED", logs_of(run_dir)
     before, after = attempts_of(run_dir)
     assert (before["nodes"], before["outcome"]) == (2, "node_lost")
-    assert "n2 no longer answers" in before["reason"]
+    # on a busy machine Slurm may notice before the script does
+    assert re.search("n2 no longer answers|Slurm started the job again", before["reason"])
     assert (after["nodes"], after["first_step"], after["outcome"]) == (1, before["last_step"], "finished")
     records = numbers_of(run_dir)
     assert [record["step"] for record in records] == [record["step"] for record in undisturbed]

@@ -59,17 +59,26 @@ def _other_strategies(plan: Plan, chosen: Candidate) -> list[str]:
         later = candidate.step_seconds - chosen.step_seconds
         if later <= 0:
             continue
-        phase, seconds = max(candidate.phase_seconds.items(), key=lambda item: item[1])
-        which, _, name = phase.partition(".")
-        text = f"{candidate.label} is {short_seconds(later)} a step slower"
-        lookup, own = (c.forward_seconds + c.backward_seconds for c in (candidate, chosen))
-        if candidate.sync_seconds > chosen.sync_seconds and lookup <= own:
-            text += f": its copies take {short_seconds(candidate.sync_seconds)} a table and step to make equal."
-        else:
-            text += f": a lookup takes {short_seconds(lookup)} in all against {short_seconds(own)}, "
-            text += f'largest part the phase "{name}", {which} ({short_seconds(seconds)}).'
-        texts.append(text)
+        texts.append(f"{candidate.label} is {short_seconds(later)} a step slower: {_burden(plan, candidate, chosen)}.")
     return texts
+
+
+def _burden(plan: Plan, candidate: Candidate, chosen: Candidate) -> str:
+    """What makes most of the difference: the copies, which nothing hides, or the lookups."""
+    later = candidate.step_seconds - chosen.step_seconds
+    tables = plan.predicted_seconds.forward_per_micro_batch / chosen.forward_seconds
+    if tables * (candidate.sync_seconds - chosen.sync_seconds) > later / 2:
+        return (
+            f"its copies take {short_seconds(candidate.sync_seconds)} a table and step to make equal against "
+            f"{short_seconds(chosen.sync_seconds)}"
+        )
+    phase, seconds = max(candidate.phase_seconds.items(), key=lambda item: item[1])
+    which, _, name = phase.partition(".")
+    lookup, own = (c.forward_seconds + c.backward_seconds for c in (candidate, chosen))
+    return (
+        f"a lookup takes {short_seconds(lookup)} in all against {short_seconds(own)}, "
+        f'largest part the phase "{name}", {which} ({short_seconds(seconds)})'
+    )
 
 
 def _bytes_against_time(plan: Plan) -> str:

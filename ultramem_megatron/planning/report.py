@@ -204,10 +204,10 @@ def _flip(flip: Flip) -> str:
 
 
 def _size_table(plan: Plan) -> str:
-    rows = [["ranks", "best strategy", "step", "waiting", "HBM"]]
+    rows = [["best strategy", "ranks", "step", "waiting", "HBM"]]
     for c in best_by_size(plan.candidates):
         times = (short_seconds(c.step_seconds), short_seconds(c.exposed_seconds))
-        rows.append([str(c.parallel_size), _strategy(c), *times, f"{c.memory_bytes / GIB:.1f} GiB"])
+        rows.append([_strategy(c), str(c.parallel_size), *times, f"{c.memory_bytes / GIB:.1f} GiB"])
     return f"The fastest that fits at each number of ranks P.\n{aligned(rows)}"
 
 

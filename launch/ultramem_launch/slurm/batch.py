@@ -101,7 +101,7 @@ def begin(folder: JobFolder, allocated: int, tasks_per_node: int, chain: int) ->
 def silent_end(before: Attempt, attempt: str) -> Ending:
     """Why a start has no end of its own: its script was killed before it could judge."""
     if before.job == attempt.rpartition(".")[0]:
-        reason = "the first node was lost: Slurm started the job again, and nobody was left to say why"
+        reason = "Slurm started the job again before its script could say why, as it does when it loses a node"
         return Ending(outcome=Outcome.NODE_LOST, reason=reason, attempt=before.name)
     reason = "the job's script was killed before it could say why: by scancel, or at a time limit without a warning"
     return Ending(outcome=Outcome.FAILED, reason=reason, attempt=before.name)

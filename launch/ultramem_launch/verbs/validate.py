@@ -1,6 +1,7 @@
 """``ultramem validate``: what the planner predicts against what was measured."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +25,8 @@ def validate(
     Example: ultramem validate bench.json --profile four.json --profile eight.json --plot validation.png
     """
     from ultramem_megatron.planning.cluster import parse_cluster
-    from ultramem_megatron.planning.validation.predictors import predictors
+    from ultramem_megatron.planning.page import paragraph
+    from ultramem_megatron.planning.validation.predictors import circumstances, predictors
     from ultramem_megatron.planning.validation.report import draw, table
     from ultramem_megatron.planning.validation.results import BenchResults
     from ultramem_megatron.planning.validation.validate import as_json as plain
@@ -38,3 +40,5 @@ def validate(
         print(json.dumps({"profiles": [one.name for one in profiles], "scores": plain(scores)}, indent=1))
     else:
         print(table(scores, found, profiles))
+    for text in circumstances(found, profiles):
+        print(paragraph(text), file=sys.stderr)

@@ -9,11 +9,13 @@ from typer.testing import CliRunner
 from ultramem_launch.__main__ import app
 from ultramem_megatron.config.memory import PartitionName
 from ultramem_megatron.errors import PlanError
+from ultramem_megatron.planning.calibration.fit import Machine, fit_profile
 from ultramem_megatron.planning.profile_file import built_in_profile
-from ultramem_megatron.planning.validation.predictors import Prediction, Predictor, always, predictors
+from ultramem_megatron.planning.validation.predictors import Prediction, Predictor, always, circumstances, predictors
 from ultramem_megatron.planning.validation.report import table
 from ultramem_megatron.planning.validation.results import BenchResults, BenchShape, Measurement, Seconds, Skew
 from ultramem_megatron.planning.validation.validate import score_all
+from ultramem_megatron.testing.calibration_points import FINGERPRINT, machine_points
 
 NUMBER, DIMENSION, POOLED = (
     PartitionName.NUMBER_WISE,
@@ -100,6 +102,16 @@ def test_the_table_fits_the_page() -> None:
     assert "6 measurements of 2 lookups" in text
     for name in ("time model", "bytes", "TorchRec-style constants", "always number_wise", "always dimension_wise"):
         assert name in text
+
+
+def test_lookups_of_another_machine_than_the_profiles_are_flagged() -> None:
+    machine = Machine(name="here", ranks_per_node=4, memory_bytes=2**30)
+    profile = fit_profile(machine_points(), machine, FINGERPRINT, built_in_profile("cpu-loopback"))
+    same, other = BenchResults(fingerprints=(FINGERPRINT,)), FINGERPRINT.model_copy(update={"hardware": "8 cores"})
+    assert circumstances(same, [profile]) == []
+    (text,) = circumstances(same.model_copy(update={"fingerprints": (other,)}), [profile])
+    assert "Profile here" in text and "(hardware 2 cores there, 8 cores here)" in text
+    assert circumstances(same, [built_in_profile("cpu-loopback")]) == []  # never measured: nothing to compare
 
 
 def test_the_verb_prints_json_and_draws(tmp_path: Path) -> None:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from ultramem_megatron.config.memory import PartitionName
 from ultramem_megatron.planning.comm_cost import number_wise_bytes, partition_bytes
+from ultramem_megatron.planning.fingerprint import flat_differences
 from ultramem_megatron.planning.lookup_time import lookup_time
 from ultramem_megatron.planning.placement import GroupShape
 from ultramem_megatron.planning.profile import ClusterProfile
-from ultramem_megatron.planning.validation.results import Measurement
+from ultramem_megatron.planning.validation.results import BenchResults, Measurement
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +42,11 @@ def predictors(profiles: Sequence[ClusterProfile]) -> tuple[Predictor, ...]:
     """The planner's model first, then the baselines.
 
     Args:
-        profiles: A lookup is predicted with the one that has as many ranks a node, else with the first.
+        profiles: As for ``profile_for``.
     """
-    by_ranks = {profile.ranks_per_node: profile for profile in reversed(profiles)}
 
     def model(one: Measurement) -> Prediction:
-        return model_prediction(one, by_ranks.get(one.shape.ranks, profiles[0]))
+        return model_prediction(one, profile_for(one.shape.ranks, profiles))
 
     return (
         Predictor("time model", model, is_time=True),
@@ -55,6 +55,25 @@ def predictors(profiles: Sequence[ClusterProfile]) -> tuple[Predictor, ...]:
         always(PartitionName.NUMBER_WISE),
         always(PartitionName.DIMENSION_WISE),
     )
+
+
+def profile_for(ranks: int, profiles: Sequence[ClusterProfile]) -> ClusterProfile:
+    """The one that a lookup over ``ranks`` is predicted with: the first with as many ranks a node, else the first."""
+    return next((one for one in profiles if one.ranks_per_node == ranks), profiles[0])
+
+
+def circumstances(results: BenchResults, profiles: Sequence[ClusterProfile]) -> list[str]:
+    """Where lookups were measured on another machine, or with other versions, than the profile that predicts them."""
+    found = []
+    for here in results.fingerprints:
+        profile = profile_for(here.processes, profiles)
+        differences = flat_differences(profile.fit.fingerprint, here.flat()) if profile.fit else []
+        if differences:
+            found.append(
+                f"Profile {profile.name} was measured in other circumstances than the lookups over {here.processes} "
+                f"ranks ({'; '.join(differences)}), so what is off may be either; measure both on one machine."
+            )
+    return found
 
 
 def model_prediction(one: Measurement, profile: ClusterProfile) -> Prediction:
