@@ -14,7 +14,7 @@ import torch.distributed as dist
 from ultramem_megatron.checkpoint.manifest import Manifest, read_manifest
 from ultramem_megatron.checkpoint.store import checkpoint_folders, unfinished_folders
 from ultramem_megatron.config.run import RunConfig
-from ultramem_megatron.errors import OutOfDiskError
+from ultramem_megatron.errors import CheckpointError, OutOfDiskError
 from ultramem_megatron.testing.distributed import run_distributed
 from ultramem_megatron.testing.tiny import tiny_config
 
@@ -163,3 +163,30 @@ def fail_at_the_end(config: RunConfig, root: Path) -> None:
 
 def test_a_run_does_not_end_well_without_its_last_checkpoint(megatron: ModuleType, tmp_path: Path) -> None:
     run_distributed(2, fail_at_the_end, tiny_config(*SPLIT, "checkpoint.async_save=false"), tmp_path)
+
+
+def fail_to_write_what_is_no_tensor(config: RunConfig, root: Path) -> str:
+    from ultramem_megatron.checkpoint import store
+
+    begin = store.begin
+
+    def begin_with_something_in_the_way(root: Path, step: int) -> Path:
+        folder = begin(root, step)
+        (folder / "common.pt").mkdir()
+        return folder
+
+    store.begin = begin_with_something_in_the_way  # this process is a fork
+    run = Run(config, root)
+    run.writer.let_go.set()
+    run.step()
+    with pytest.raises(CheckpointError) as caught:
+        run.saves.on_exit(run.state)
+    assert run.saved == []
+    assert unfinished_folders(root) == []
+    return str(caught.value)
+
+
+def test_what_rank_0_alone_cannot_write_fails_on_all_ranks(megatron: ModuleType, tmp_path: Path) -> None:
+    messages = run_distributed(2, fail_to_write_what_is_no_tensor, tiny_config(*SPLIT), tmp_path, timeout_seconds=60)
+    assert messages[0] == messages[1]
+    assert messages[0].startswith(f"no checkpoint of step 1 in {tmp_path}: rank 0: IsADirectoryError: ")

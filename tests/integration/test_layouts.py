@@ -13,8 +13,8 @@ from ultramem_launch.configs import load_config
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.parallel.partition.registry import PARTITIONS
 from ultramem_megatron.testing.layouts import LAYOUTS, Curve, Layout, possible_layouts, train_layout, with_overrides
+from ultramem_megatron.testing.tolerances import LOSS_CURVE_RELATIVE as RELATIVE
 
-RELATIVE = 1e-5
 SAVE_AFTER, STEPS = 6, 12
 
 

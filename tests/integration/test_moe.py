@@ -15,10 +15,10 @@ from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.testing.distributed import run_distributed
 from ultramem_megatron.testing.layouts import Curve, Layout, train_layout
 from ultramem_megatron.testing.tiny import EXPERTS, tiny_config
+from ultramem_megatron.testing.tolerances import LOSS_CURVE_RELATIVE as RELATIVE
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="forked ranks need a machine without CUDA")
 
-RELATIVE = 1e-5
 STEPS, SAVE_AFTER = 8, 4
 
 ALONE = Layout("1 process", 1)

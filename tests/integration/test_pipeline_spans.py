@@ -14,10 +14,10 @@ from ultramem_megatron.planning.choose import choose_plan
 from ultramem_megatron.planning.cluster import local_cluster
 from ultramem_megatron.testing.distributed import run_distributed
 from ultramem_megatron.testing.layouts import Curve, Layout, train_layout
+from ultramem_megatron.testing.tolerances import LOSS_CURVE_RELATIVE as RELATIVE
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="forked ranks need a machine without CUDA")
 
-RELATIVE = 1e-5
 STEPS, SAVE_AFTER = 12, 5
 
 PP2, PP4 = ("parallelism.pipeline=2",), ("parallelism.pipeline=4",)

@@ -9,8 +9,8 @@ import pytest
 from ultramem_launch.configs import load_config
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.testing.layouts import LAYOUTS, Layout, train_layout
+from ultramem_megatron.testing.tolerances import LOSS_CURVE_RELATIVE as RELATIVE
 
-RELATIVE = 1e-5
 LAZY = ("optimizer.table_update=lazy",)
 NARROW = (*LAZY, "optimizer.table_exp_avg_dtype=bf16", "optimizer.table_exp_avg_sq_dtype=bf16")
 

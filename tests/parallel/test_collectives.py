@@ -9,9 +9,9 @@ from ultramem_megatron.parallel.channel import Channel, Traffic
 from ultramem_megatron.parallel.collectives import (
     all_gather_tokens,
     all_to_all,
-    exchange_sizes,
     reduce_scatter_tokens,
 )
+from ultramem_megatron.parallel.host_numbers import SizesUnderWay
 from ultramem_megatron.testing.distributed import run_distributed
 
 # Letters: P ranks, T tokens of a rank, G of all.
@@ -27,13 +27,14 @@ def rows_of(rank: int, count: int, dtype: torch.dtype = torch.float32) -> Tensor
     return (100.0 * rank + torch.arange(count).repeat(WIDTH, 1).T).to(dtype)
 
 
-def send_sizes() -> tuple[list[int], Traffic]:
+def send_sizes() -> tuple[list[int], list[int], Traffic]:
     channel = Channel(dist.group.WORLD)
-    return exchange_sizes(torch.tensor(SENT[channel.rank]), channel).tolist(), channel.traffic
+    return *SizesUnderWay(torch.tensor(SENT[channel.rank]), channel).finish(), channel.traffic
 
 
 def test_sizes_arrive_at_their_rank() -> None:
-    for rank, (received, traffic) in enumerate(run_distributed(3, send_sizes)):
+    for rank, (sent_P, received, traffic) in enumerate(run_distributed(3, send_sizes)):
+        assert sent_P == SENT[rank]
         assert received == [sent[rank] for sent in SENT]
         assert (traffic.forward_bytes, traffic.backward_bytes) == (2 * 8, 0)
 

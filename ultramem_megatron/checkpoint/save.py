@@ -124,8 +124,8 @@ class Saver:
             yield publishing
             published = _agree(publishing)
         except _SaveFailed:
-            if dist.get_rank() == 0 and folder.exists():
-                store.discard(folder)
+            if dist.get_rank() == 0:
+                _clear_away(folder)
             raise
         return max((seconds for seconds, _ in written), default=0.0) + max((s for s, _ in published), default=0.0)
 
@@ -170,6 +170,15 @@ def _begin(root: Path, step: int) -> Path:
         return on_first_rank(partial(store.begin, root, step))
     except OSError as error:
         raise _SaveFailed(f"rank 0: {error}") from None
+
+
+def _clear_away(folder: Path) -> None:
+    """What there is of a save that failed; what cannot be removed now, the next start of the run removes."""
+    try:
+        if folder.exists():
+            store.discard(folder)
+    except OSError as error:
+        logger.warning("%s cannot be removed: %s", folder, error)
 
 
 def _publish(

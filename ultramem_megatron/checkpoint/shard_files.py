@@ -7,18 +7,23 @@ and results and errors come straight home. torch's writer, ``fsync`` and hashing
 """
 
 import inspect
+import io
 import queue
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing import serialization
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME, TorchCommonSaveStrategy
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
@@ -28,6 +33,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from ultramem_megatron.checkpoint.digest import Piece
 from ultramem_megatron.checkpoint.tensor_digest import digest_piece
 from ultramem_megatron.files import sha256_of
+from ultramem_megatron.parallel.patching import put
 
 FILES_PER_RANK = 2
 """Written at the same time."""
@@ -53,7 +59,7 @@ class ShardFiles:
     """The shards that this rank is to write into one checkpoint."""
 
     def __init__(self, content: dict[str, Any], folder: Path) -> None:
-        """Plan the save, and write what is no tensor (``common.pt``, by rank 0). Collective over the world.
+        """Plan the save. Collective over the world; no file is written, so that no rank fails here by itself.
 
         Args:
             content: A sharded state; dist_checkpointing takes it apart.
@@ -63,7 +69,9 @@ class ShardFiles:
         filesystem_async._results_queue = queue.Queue()  # else megatron-core starts its server
         strategy = _PlanOnly("torch_dist", 1, thread_count=FILES_PER_RANK)
         spread = FullyParallelSaveStrategyWrapper(strategy)  # what several ranks hold is written by any one of them
-        dist_checkpointing.save(content, str(folder), sharded_strategy=spread, async_sharded_save=True)
+        with _common_in_memory() as common:
+            dist_checkpointing.save(content, str(folder), sharded_strategy=spread, async_sharded_save=True)
+        self._common = common
         assert strategy.writer is not None
         self._writer, self._metadata = strategy.writer, strategy.metadata
         self._buckets: list[Any] = self._writer.write_buckets or []
@@ -87,9 +95,13 @@ class ShardFiles:
     def write(self) -> WrittenShards:
         """Digest the tensors, and write, flush and hash the files; then let the tensors go. No communication.
 
+        Rank 0 writes what is no tensor as well (``common.pt``).
+
         Raises:
             OSError, RuntimeError: A file cannot be written.
         """
+        if self._common.content:
+            (self.folder / COMMON_STATE_FNAME).write_bytes(self._common.content)
         with ThreadPoolExecutor(FILES_PER_RANK, thread_name_prefix="shard") as pool:
             files = list(pool.map(self._write_file, range(len(self._buckets)), self._buckets))
         self._buckets.clear()
@@ -121,6 +133,30 @@ class ShardFiles:
         assert self._metadata is not None
         self._writer.finish(self._metadata, [shards.results for shards in written])
         save_config(self._config, str(self.folder))
+
+
+class _CommonInMemory(TorchCommonSaveStrategy):
+    """Keeps on rank 0 what megatron-core would write at once, where an error would leave the other ranks waiting."""
+
+    content = b""
+
+    def save_common(self, common_state_dict: dict[str, Any], checkpoint_dir: str | Path) -> None:
+        """No communication."""
+        if dist.get_rank() == 0:
+            buffer = io.BytesIO()
+            torch.save(common_state_dict, buffer)
+            self.content = buffer.getvalue()
+
+
+@contextmanager
+def _common_in_memory() -> Iterator[_CommonInMemory]:
+    """For a call of ``dist_checkpointing.save``, which takes no strategy for this part."""
+    common = _CommonInMemory("torch", 1)
+    undo = put(serialization, "get_default_save_common_strategy", lambda: common)
+    try:
+        yield common
+    finally:
+        undo()
 
 
 class _PlanOnly(TorchDistSaveShardedStrategy):

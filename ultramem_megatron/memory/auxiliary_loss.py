@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ultramem_megatron.parallel.precision import widened
+from ultramem_kernels.precision import widened
 
 
 def core_penalty(core: Tensor, weight: float, margin: float) -> Tensor:

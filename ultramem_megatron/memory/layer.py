@@ -11,6 +11,7 @@ from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor, nn
 
+from ultramem_kernels.precision import widened
 from ultramem_megatron.memory.auxiliary_loss import attach_loss, core_penalty
 from ultramem_megatron.memory.initial_rules import InitialRule
 from ultramem_megatron.memory.pre_values import PreValues
@@ -18,7 +19,6 @@ from ultramem_megatron.memory.token_share import TokenShare
 from ultramem_megatron.memory.tucker import TuckerRetrieval
 from ultramem_megatron.memory.value_table import ValueTable
 from ultramem_megatron.parallel.partition.base import Picks
-from ultramem_megatron.parallel.precision import widened
 from ultramem_megatron.parallel.underway import finish
 
 # Letters: s tokens of a sequence on this rank, b sequences, D hidden width, T tokens, K picks, E blocks, V value dim.

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ultramem_megatron.parallel.precision import widened
+from ultramem_kernels.precision import widened
 
 QUERY_KEY_EPSILON = 1e-6  # the published code takes the model's; 1e-6 keeps the norm of small keys honest
 

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
+from ultramem_kernels.precision import wide_type, widened
 from ultramem_megatron.memory.candidate_scores import best_scores
 from ultramem_megatron.memory.norm import QueryKeyNorm
 from ultramem_megatron.memory.query import CausalConv, QueryProjection
 from ultramem_megatron.memory.token_share import TokenShare
-from ultramem_megatron.parallel.precision import wide_type, widened
 from ultramem_megatron.planning.memory_shape import MemoryShape
 
 # Letters: s, b, D as in query.py; T tokens, H heads, Q queries, S keys per side, c candidates of a side, m kept per

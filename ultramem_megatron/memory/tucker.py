@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ultramem_kernels.grid_top_m import grid_top_m
+from ultramem_kernels.precision import widened
 from ultramem_megatron.memory.product_keys import ProductKeyRetrieval, grid_slots
 from ultramem_megatron.memory.token_share import TokenShare
-from ultramem_megatron.parallel.precision import widened
 from ultramem_megatron.planning.memory_shape import MemoryShape
 
 # Letters: as in product_keys.py, with r the Tucker rank, and h cores.

@@ -13,6 +13,7 @@ from ultramem_megatron.metrics.catalogue import (
     PREDICTED_MESSAGE_SECONDS,
 )
 from ultramem_megatron.metrics.metric import Recorder
+from ultramem_megatron.parallel.channel import ACROSS, INSIDE
 from ultramem_megatron.parallel.message_meter import MessageMeter
 from ultramem_megatron.parallel.timeline import Timeline
 from ultramem_megatron.planning.comm_cost import PRE_VALUES
@@ -73,7 +74,10 @@ class MessageWatch:
 
 
 def planned_name(name: str, *, backward: bool, prefix: str) -> str:
-    """``forward.rows``: as the plan has it."""
+    """``forward.rows``, of a grid ``forward.across_rows``: as the plan has it."""
+    for place in (INSIDE, ACROSS):
+        if name.startswith(place):
+            name, prefix = name.removeprefix(place), place.replace(" ", "_") + prefix
     planned = PLANNED_NAMES[name][backward]
     assert planned, f"{name} have no gradient"
     return f"{'backward' if backward else 'forward'}.{prefix}{planned}"

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from ultramem_megatron.parallel.timeline import Timeline
 
+INSIDE, ACROSS = "inside ", "across "
+"""Places of messages inside a node, and between nodes."""
+
 
 @dataclass(slots=True)
 class Traffic:
@@ -42,19 +45,25 @@ class Channel:
     group: dist.ProcessGroup
     traffic: Traffic = field(default_factory=Traffic)
     timeline: Timeline = field(default_factory=Timeline)
-    """In training runs one that notes nothing."""
+    """Notes nothing, but in steps that are reported or profiled."""
     nodes: NodeGroups | None = None
     """The same ranks by node, for a partition that treats nodes apart."""
+    place: str = ""
+    """Before the name of each message, where a partition sends the like over several channels; see ``named``."""
 
     @property
     def inside(self) -> "Channel":
         """To the ranks of this node, with the same meter."""
-        return replace(self, group=self._nodes.inside, nodes=None)
+        return replace(self, group=self._nodes.inside, nodes=None, place=INSIDE)
 
     @property
     def across(self) -> "Channel":
         """To the ranks of equal place in their nodes, with the same meter."""
-        return replace(self, group=self._nodes.across, nodes=None)
+        return replace(self, group=self._nodes.across, nodes=None, place=ACROSS)
+
+    def named(self, message: str) -> str:
+        """What a timeline calls a message of this channel."""
+        return f"{self.place}{message}"
 
     @property
     def _nodes(self) -> NodeGroups:

@@ -10,27 +10,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ultramem_kernels.precision import widened
 from ultramem_megatron.parallel.channel import Channel
 from ultramem_megatron.parallel.exchange import Exchange, Kind, Sent
-from ultramem_megatron.parallel.precision import widened
 
 # Letters: P ranks of the group, T tokens on this rank, G tokens in the group, n_p tokens of rank p.
-
-
-def exchange_sizes(sizes_P: Tensor, channel: Channel) -> Tensor:
-    """Tell every rank how many items it will get from here; learn how many come from each.
-
-    Args:
-        sizes_P: int64 [P, ...], item p goes to rank p.
-        channel: The ranks.
-
-    Returns:
-        int64 [P, ...]: item p comes from rank p. ``SizesUnderWay`` brings it to the host, beside other work.
-    """
-    received_P = torch.empty_like(sizes_P)
-    dist.all_to_all_single(received_P, sizes_P.contiguous(), group=channel.group)
-    channel.count((channel.size - 1) * sizes_P[0].numel(), sizes_P, backward=False)
-    return received_P
 
 
 def all_to_all(x: Tensor, send: Sequence[int], receive: Sequence[int], channel: Channel) -> Tensor:

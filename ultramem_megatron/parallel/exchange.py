@@ -80,8 +80,9 @@ class _Transfer:
 
     def begin(self, x: Tensor, *, backward: bool) -> None:
         assert self._sent is None, "one direction at a time"
-        timeline = self.kind.channel.timeline
-        mark = timeline.start(self.kind.name, backward=backward)
+        channel = self.kind.channel
+        timeline = channel.timeline
+        mark = timeline.start(channel.named(self.kind.name), backward=backward)
         sent = (self.kind.backward if backward else self.kind.forward)(x)
         timeline.begun(mark, sent.work)
         self._sent = sent, mark

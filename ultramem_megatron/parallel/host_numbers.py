@@ -25,7 +25,7 @@ class SizesUnderWay:
         sizes_P = sizes_P.contiguous()
         received_P = torch.empty_like(sizes_P)
         self._timeline = channel.timeline
-        self._mark = self._timeline.start("sizes", backward=False)
+        self._mark = self._timeline.start(channel.named("sizes"), backward=False)
         work = dist.all_to_all_single(received_P, sizes_P, group=channel.group, async_op=True)
         assert work is not None
         channel.count((channel.size - 1) * sizes_P[0].numel(), sizes_P, backward=False)

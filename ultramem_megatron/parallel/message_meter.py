@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from ultramem_megatron.parallel.channel import Traffic
-from ultramem_megatron.parallel.timeline import DeviceTimeline, HostTimeline, RecordingTimeline, Timeline
+from ultramem_megatron.parallel.timeline import DeviceTimeline, HostTimeline, RecordingTimeline, Timeline, overlap_of
 
 
 @dataclass(slots=True)
@@ -20,7 +20,7 @@ class MessageTotal:
     seconds: float = 0.0
     """From beginning to end of each, its peers' lateness included."""
     exposed_seconds: float = 0.0
-    """For which this rank waited."""
+    """Of these, for which this rank waited."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,9 @@ class MessageMeter(Timeline):
         """Sums since the last call; waits for the device."""
         for crossing in self._inner.take():
             total = self._total((crossing.name, crossing.backward))
-            total.seconds += crossing.done - crossing.begun
-            total.exposed_seconds += crossing.waited_to - crossing.waited_from
+            found = overlap_of([crossing])
+            total.seconds += found.total_seconds
+            total.exposed_seconds += found.exposed_seconds
         taken, self._totals = self._totals, {}
         return taken
 

@@ -1,7 +1,7 @@
-"""When a channel's collectives began, when they were waited for and when they were done: for profiles only.
+"""When a channel's collectives began, when they were waited for and when they were done.
 
-``Timeline`` notes nothing: runs have it. ``HostTimeline`` and ``DeviceTimeline`` take its place while
-``tools/profile_step`` looks.
+``Timeline`` notes nothing: most steps have it. ``HostTimeline`` and ``DeviceTimeline`` take its place while
+``tools/profile_step`` looks, and in the steps that a run reports (``message_meter.py``).
 """
 
 import contextlib

@@ -1,6 +1,7 @@
 """One config under many layouts: the same curve from each. Used by tests and by ``tools/compare_layouts``."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -113,7 +114,9 @@ class Curve:
 
 
 def _largest(ours: list[float], theirs: list[float]) -> float:
-    return max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
+    """Infinite where a number is none: ``max`` would pass over it."""
+    differences = [abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True)]
+    return max(differences) if all(map(math.isfinite, differences)) else math.inf
 
 
 def with_overrides(config: RunConfig, overrides: tuple[str, ...]) -> RunConfig:

@@ -10,13 +10,13 @@ of all keys have a gradient, and the picked rows are kept for the backward pass.
 import torch
 from torch import Tensor
 
+from ultramem_kernels.precision import widened
 from ultramem_megatron.memory.layer import MemoryLayer
 from ultramem_megatron.memory.product_keys import grid_slots
 from ultramem_megatron.memory.tucker import TuckerRetrieval
 from ultramem_megatron.memory.value_table import ValueTable
 from ultramem_megatron.parallel.partition.base import Picks
 from ultramem_megatron.parallel.partition.pooling import read_rows
-from ultramem_megatron.parallel.precision import widened
 
 
 def plain_forward(layer: MemoryLayer, x_sbD: Tensor, *, dense_gradient: bool = False) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ultramem_kernels import pool as kernels
+from ultramem_kernels.precision import wide_type, widened
 from ultramem_megatron.parallel.partition.rows import (
     add_rows,
     gradient_of,
@@ -15,7 +16,6 @@ from ultramem_megatron.parallel.partition.rows import (
     parts,
     take_rows,
 )
-from ultramem_megatron.parallel.precision import wide_type, widened
 
 # Letters: n, V rows and columns of the table; A picks, G groups of them, h score cores.
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ultramem_kernels.precision import widened
 from ultramem_megatron.parallel.collectives import begin_all_to_all
 from ultramem_megatron.parallel.exchange import Exchange, Together
 from ultramem_megatron.parallel.host_numbers import SizesUnderWay
@@ -19,7 +20,6 @@ from ultramem_megatron.parallel.partition.base import Picks, Shard, ValuePartiti
 from ultramem_megatron.parallel.partition.by_owner import PicksByOwner, read_marks, sort_by_owner
 from ultramem_megatron.parallel.partition.grouped import multiply_groups, pool_groups
 from ultramem_megatron.parallel.partition.pooling import read_rows
-from ultramem_megatron.parallel.precision import widened
 
 # Letters: P ranks of the group, T tokens of this rank, K picks per token, R = T * K, E blocks, h score cores,
 #          V value dimension; U groups of this rank's picks, A picks that came here and G groups of them.

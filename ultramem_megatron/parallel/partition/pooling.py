@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ultramem_kernels.pool import group_of, pool, pool_backward
+from ultramem_kernels.precision import wide_type, widened
 from ultramem_megatron.parallel.partition.rows import (
     add_rows,
     gradient_of,
@@ -13,7 +14,6 @@ from ultramem_megatron.parallel.partition.rows import (
     parts,
     take_rows,
 )
-from ultramem_megatron.parallel.precision import wide_type, widened
 
 # Letters: n, v this rank's rows and columns; T tokens, K picks per token, E blocks, h cores, V value dimension.
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ultramem_kernels.pool import fetch_rows
-from ultramem_megatron.parallel.precision import wide_type
+from ultramem_kernels.precision import wide_type
 
 # Letters: n, v this rank's rows and columns; T tokens, K picks per token.
 

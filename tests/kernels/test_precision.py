@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ultramem_megatron.parallel.precision import widened
+from ultramem_kernels.precision import widened
 
 
 @pytest.mark.parametrize(
