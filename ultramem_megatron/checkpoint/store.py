@@ -125,7 +125,10 @@ def finish(root: Path, folder: Path, manifest: Manifest, keep: int | None) -> Pa
     folder.rename(target)
     _point_latest(root, target)
     if keep is not None:
-        _remove_old(root, keep)
+        try:
+            _remove_old(root, keep)
+        except OSError as error:  # the save has succeeded all the same; the next one tries again
+            logger.warning("an old checkpoint in %s cannot be removed: %s", root, error)
     return target
 
 

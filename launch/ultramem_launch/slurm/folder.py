@@ -89,8 +89,8 @@ class JobFolder:
 
     def newest_step(self) -> int:
         """Of the newest finished checkpoint; 0 without one."""
-        steps = (self.run_dir / "checkpoints").glob("step_*")
-        return max((int(folder.name.removeprefix("step_")) for folder in steps), default=0)
+        names = (folder.name.removeprefix("step_") for folder in (self.run_dir / "checkpoints").glob("step_*"))
+        return max((int(name) for name in names if name.isdecimal()), default=0)  # a user may keep a copy beside them
 
     def read_attempts(self) -> list[dict[str, Any]]:
         """Oldest first."""

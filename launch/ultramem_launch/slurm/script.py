@@ -67,7 +67,8 @@ def sbatch_options(request: JobRequest, site: Site, place: Place) -> list[str]:
         "nodes": request.nodes,
         "mincpus": str(request.tasks_per_node * request.cpus_per_task),
         **({"gpus-per-node": str(request.gpus_per_node), "exclusive": "", "mem": "0"} if request.gpus_per_node else {}),
-        **({"time": request.time, "signal": f"B:USR1@{request.stop_before_seconds}"} if request.time else {}),
+        **({"time": request.time} if request.time else {}),
+        "signal": f"B:USR1@{request.stop_before_seconds}",  # a partition's own limit gives the same warning
         "chdir": str(place.work_dir),
         "output": f"{pattern_text(place.home)}/logs/{'%A_%a' if len(place.run_dirs) > 1 else '%j'}.log",
         "open-mode": "append",
