@@ -82,11 +82,11 @@ def _work(
     if collective is Collective.ALL_REDUCE:
         return lambda: dist.all_reduce(share, group=group)
     whole = share.repeat(ranks)
+    # received into memory that is new, as in a lookup: on CPUs its first touch is part of the price
     match collective:
         case Collective.ALL_GATHER:
-            return lambda: dist.all_gather_into_tensor(whole, share, group=group)
+            return lambda: dist.all_gather_into_tensor(torch.empty_like(whole), share, group=group)
         case Collective.REDUCE_SCATTER:
-            return lambda: dist.reduce_scatter_tensor(share, whole, group=group)
+            return lambda: dist.reduce_scatter_tensor(torch.empty_like(share), whole, group=group)
         case Collective.ALL_TO_ALL:
-            received = torch.empty_like(whole)
-            return lambda: dist.all_to_all_single(received, whole, group=group)
+            return lambda: dist.all_to_all_single(torch.empty_like(whole), whole, group=group)

@@ -45,7 +45,7 @@ MOST_ROWS = 2**15
 
 def make_schedule(*, on_gpu: bool, quick: bool) -> Schedule:
     """The full one takes up to five minutes, the quick one some seconds on few ranks and is good for a trial only."""
-    largest = (512 if on_gpu else 8) * MIB
+    largest = (512 if on_gpu else 32) * MIB
     sizes = _doubling(256 if quick else KIB, 64 * KIB if quick else largest, 4 if quick else 2)
     return Schedule(
         message_bytes=sizes,
