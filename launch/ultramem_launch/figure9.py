@@ -7,6 +7,8 @@ from ultramem_megatron.errors import LaunchError
 
 RED_BLUE_LIMIT = 10.0
 """Ratios beyond this all have the same colour."""
+DARK = 4
+"""Ratios beyond which a cell is dark."""
 
 
 def draw(numbers: Any, path: Path) -> None:
@@ -59,7 +61,8 @@ def _map(figure: Any, axes: Any, found: dict[str, Any]) -> None:
     for row, line in enumerate(cells):
         for column, ratio in enumerate(line):
             if ratio == ratio:  # NaN where the ranks do not divide the width
-                axes.text(column, row, f"{ratio:.2g}", ha="center", va="center", fontsize=7)
+                color = "black" if DARK**-1 < ratio < DARK else "white"
+                axes.text(column, row, f"{ratio:.2g}", ha="center", va="center", fontsize=7, color=color)
     axes.set_xticks(range(len(ranks)), ranks)
     axes.set_yticks(range(len(widths)), widths)
     axes.set(xlabel="ranks that share a table (P)", ylabel="row width")
