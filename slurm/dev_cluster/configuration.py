@@ -30,6 +30,8 @@ SlurmctldHost=localhost(127.0.0.1)
 SlurmctldPort={port}
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 SrunPortRange={srun_first}-{srun_last}
+# a job's ranks meet at a port that follows from its number: jobs of two clusters on this machine have different ones
+FirstJobId={port}
 
 # one user, root, and a munge of our own
 SlurmUser=root

@@ -8,8 +8,7 @@ import pytest
 
 from .conftest import STEPS, Slurm, attempts_of, logs_of, newest_step, numbers_of
 
-# one worker of pytest-xdist: jobs of two clusters on one machine have the same numbers, and so the same ports
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+pytestmark = pytest.mark.slow
 
 
 LOOPBACK = "0100007F"
