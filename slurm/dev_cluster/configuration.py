@@ -31,7 +31,7 @@ SlurmctldPort={port}
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 SrunPortRange={srun_first}-{srun_last}
 # a job's ranks meet at a port that follows from its number: jobs of two clusters on this machine have different ones
-FirstJobId={port}
+FirstJobId={first_job}
 
 # one user, root, and a munge of our own
 SlurmUser=root
@@ -108,6 +108,7 @@ def write_configuration(root: Path, size: Size) -> None:
         **asdict(size) | {"nodes": nodes},
         root=root,
         count=size.nodes,
+        first_job=size.port + 100,  # not a port of this or a neighbouring cluster either
         srun_first=size.port + 500,
         srun_last=size.port + 999,
     )
