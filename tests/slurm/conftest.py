@@ -121,7 +121,9 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 
 
 def _free_port() -> int:
-    for first in range(18000, 30000, 1000):
+    # each worker of pytest-xdist has blocks of its own: two that look at the same time would find the same one free
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4
+    for first in range(18000 + 3000 * worker, 21000 + 3000 * worker, 1000):
         try:
             for port in (first, first + 11, first + 12):
                 socket.create_server(("127.0.0.1", port)).close()
