@@ -2,15 +2,14 @@
 
 # Letters: s positions, b sequences, D hidden width, T tokens, K picks per token.
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ultramem_megatron.config.load import resolve
+from ultramem_megatron.testing.lone_layer import build_lone_layer, draw_weights, round_weights
 from ultramem_megatron.testing.tolerances import assert_agrees
 
 if TYPE_CHECKING:  # importing a layer imports megatron-core
@@ -29,47 +28,13 @@ ONLY_ITS_OWN = {"ultramem_v2": {"pre_value_dim": 24, "key_layout": "query_per_ra
 """Fields of the section ``memory`` that a variant needs or shows best."""
 
 
-@dataclass(frozen=True)
-class CpuDraws:
-    """The same numbers for every device."""
-
-    shape: tuple[int, ...]
-    generator: torch.Generator
-
-    def normal(self) -> Tensor:
-        return torch.randn(self.shape, generator=self.generator)
-
-    def uniform(self) -> Tensor:
-        return torch.rand(self.shape, generator=self.generator)
-
-
 def build(variant: str, precision: str, device: torch.device) -> "MemoryLayer":
     """The layer with weights that bf16 can hold, so that both precisions have the same."""
-    from ultramem_megatron.memory.layer import LayerPlace
-    from ultramem_megatron.memory.token_share import TokenShare
-    from ultramem_megatron.memory.variants.composition import table_shape
-    from ultramem_megatron.memory.variants.registry import VARIANTS as REGISTRY
-    from ultramem_megatron.model.transformer_config import parameter_dtype
-    from ultramem_megatron.parallel.channel import Channel
-    from ultramem_megatron.parallel.partition.replicated import Replicated
-
     memory = {"variant": variant, **ONLY_ITS_OWN.get(variant, {})}
     config = resolve([("base", SECTIONS), ("test", {"memory": memory, "training": {"precision": precision}})])
-    world = dist.group.WORLD
-    assert world is not None
-    place = LayerPlace(
-        share=TokenShare(world, False),
-        device=torch.device("cpu"),
-        dp_cp=world,
-        mem_dp=world,
-        dtype=parameter_dtype(config),
-        loss_scale=1.0,
-    )
-    layer = REGISTRY[config.memory.variant](config, place, Replicated(table_shape(config), Channel(world)))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in layer.named_parameters():
-            parameter.copy_(layer.rules[name](CpuDraws(tuple(parameter.shape), generator)).bfloat16())
+    layer = build_lone_layer(config)
+    draw_weights(layer, torch.Generator().manual_seed(0))
+    round_weights(layer)
     layer = layer.to(device)
     layer.begin_step()
     return layer

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,7 @@ def test_scripts_are_as_they_were(name: str) -> None:
 def test_scripts_are_good_bash(name: str, tmp_path: Path) -> None:
     script = tmp_path / "script"
     script.write_text(render_script(*CASES[name]))
-    for command in (["bash", "-n"], ["shellcheck"]):
+    for command in (["bash", "-n"], [Path(sys.executable).with_name("shellcheck")]):
         done = subprocess.run([*command, str(script)], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
     assert not re.search(r"@[a-z_]+@", script.read_text())

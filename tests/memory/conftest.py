@@ -12,6 +12,7 @@ from torch import Tensor
 from ultramem_megatron.config.load import resolve
 from ultramem_megatron.config.memory import PartitionName
 from ultramem_megatron.config.run import RunConfig
+from ultramem_megatron.testing.lone_layer import draw_weights
 from ultramem_megatron.testing.reference_layer import ReferenceOutput, reference_memory_layer
 from ultramem_megatron.testing.reference_weights import leading_singular_vectors
 
@@ -52,35 +53,6 @@ ORACLE_NAMES = {
     "table.weight": "table",
     "projection.weight": "projection.weight",
 }
-
-
-@dataclass(frozen=True)
-class RandomDraws:
-    """``Draws`` from a generator: a test needs no layout-free numbers."""
-
-    shape: tuple[int, ...]
-    generator: torch.Generator
-
-    def normal(self) -> Tensor:
-        return torch.randn(self.shape, generator=self.generator)
-
-    def uniform(self) -> Tensor:
-        return torch.rand(self.shape, generator=self.generator)
-
-
-def set_weights(layer: "MemoryLayer", generator: torch.Generator) -> None:
-    """Draw each parameter by its rule; of a table, the whole, and keep this rank's shard."""
-    tables = {"table.weight": layer.table}
-    if layer.pre_values is not None:
-        tables["pre_values.table.weight"] = layer.pre_values.table
-    with torch.no_grad():
-        for name, parameter in layer.named_parameters():
-            if name not in tables:
-                parameter.copy_(layer.rules[name](RandomDraws(tuple(parameter.shape), generator)))
-                continue
-            whole, shard = tables[name].partition.table, tables[name].shard
-            drawn = layer.rules[name](RandomDraws((whole.num_rows, whole.value_dim), generator))
-            parameter.copy_(drawn[shard.rows.start : shard.rows.stop, shard.columns.start : shard.columns.stop])
 
 
 @dataclass(frozen=True)
@@ -138,7 +110,7 @@ class Layers:
         assert mem is not None
         split = PARTITIONS[partition](table_shape(config), Channel(mem))
         layer = VARIANTS[config.memory.variant](config, place, split)
-        set_weights(layer, torch.Generator().manual_seed(seed))
+        draw_weights(layer, torch.Generator().manual_seed(seed))
         layer.begin_step()
         return layer
 

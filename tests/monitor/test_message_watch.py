@@ -1,14 +1,10 @@
 """Every collective of every partition is measured under the name that the planner has for it, to the byte."""
 
-from types import SimpleNamespace
-from typing import Any, cast
-
 import pytest
 import torch
 import torch.distributed as dist
 
 from ultramem_megatron.config.memory import PartitionName
-from ultramem_megatron.memory.layer import MemoryLayer
 from ultramem_megatron.metrics.metric import Reading, Recorder
 from ultramem_megatron.monitor.message_watch import MessageWatch
 from ultramem_megatron.parallel.partition.base import Picks, TableShape
@@ -23,19 +19,17 @@ RANKS = {PartitionName.GRID: 4}
 
 def measure(name: PartitionName) -> tuple[dict[str, Reading], float]:
     """Two micro-batches of a layer with pre-values: what was recorded, and the bytes that its channels counted."""
+    from ultramem_megatron.memory.value_table import ValueTable
+
     world = dist.group.WORLD
     assert world is not None
     torch.manual_seed(world.rank())
     tables = []
     for _ in range(2):
         partition = build(name, TableShape(num_rows=8, value_dim=VALUE_DIM, blocks=2))
-        weight = torch.ones(partition.shard(world.rank()).shape, requires_grad=True)
-        tables.append(SimpleNamespace(partition=partition, weight=weight))
-    layer: Any = SimpleNamespace(table=tables[0], pre_values=SimpleNamespace(table=tables[1]))
+        tables.append(ValueTable(partition, world, torch.float32, torch.device("cpu")))
     recorder = Recorder(enabled=True)
-    watch = MessageWatch(
-        cast(MemoryLayer, layer), "layer0", recorder, {"forward.rows": PredictedMessage(num_bytes=7, seconds=0.5)}
-    )
+    watch = MessageWatch(tables, "layer0", recorder, {"forward.rows": PredictedMessage(num_bytes=7, seconds=0.5)})
     watch.begin()
     tokens = [TOKENS] * world.size()
     for _ in range(2):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ultramem_megatron.config.load import resolve
 from ultramem_megatron.config.run import RunConfig
+from ultramem_megatron.testing.lone_layer import build_lone_layer, draw_weights, give_main_grad
 
 if TYPE_CHECKING:  # importing a layer imports megatron-core
     from ultramem_megatron.memory.layer import MemoryLayer
@@ -36,20 +37,6 @@ class Contender:
     forward: Callable[[], Tensor]
     clear: Callable[[], None]
     """Before each pass: forget the gradients of the last one."""
-
-
-@dataclass(frozen=True)
-class Draws:
-    """Weights that do not depend on the contender."""
-
-    shape: tuple[int, ...]
-    generator: torch.Generator
-
-    def normal(self) -> Tensor:
-        return torch.randn(self.shape, generator=self.generator)
-
-    def uniform(self) -> Tensor:
-        return torch.rand(self.shape, generator=self.generator)
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -88,31 +75,11 @@ def config_of(side: int, tokens: int) -> RunConfig:
 
 def build(config: RunConfig) -> "MemoryLayer":
     """The layer with its weights set, and an fp32 ``main_grad`` for the table, as in training."""
-    from ultramem_megatron.memory.layer import LayerPlace
-    from ultramem_megatron.memory.token_share import TokenShare
-    from ultramem_megatron.memory.variants.composition import table_shape
-    from ultramem_megatron.memory.variants.registry import VARIANTS
-    from ultramem_megatron.parallel.channel import Channel
-    from ultramem_megatron.parallel.partition.replicated import Replicated
-
-    alone = dist.group.WORLD
-    assert alone is not None
-    place = LayerPlace(
-        share=TokenShare(alone, False),
-        device=torch.device("cpu"),
-        dp_cp=alone,
-        mem_dp=alone,
-        dtype=torch.float32,
-        loss_scale=1.0,
-    )
-    layer = VARIANTS[config.memory.variant](config, place, Replicated(table_shape(config), Channel(alone)))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in layer.named_parameters():
-            parameter.copy_(layer.rules[name](Draws(tuple(parameter.shape), generator)))
+    layer = build_lone_layer(config)
+    draw_weights(layer, torch.Generator().manual_seed(0))
     layer.auxiliary = (0.0, 0.0)  # the penalty of the core: no contender is timed with one
     layer.begin_step()
-    layer.table.weight.main_grad = torch.zeros(layer.table.weight.shape)  # type: ignore[attr-defined]
+    give_main_grad(layer)
     return layer
 
 

@@ -92,7 +92,12 @@ class MemoryLayer(nn.Module):
     @property
     def waits(self) -> int:
         """How often ``look_up`` awaits something: over so many stretches of other work it can be spread."""
-        return self.table.waits + (0 if self.pre_values is None else self.pre_values.table.waits)
+        return sum(table.waits for table in self.tables)
+
+    @property
+    def tables(self) -> list[ValueTable]:
+        """The value table, and that of the pre-values where the variant has one."""
+        return [self.table] if self.pre_values is None else [self.table, self.pre_values.table]
 
     async def look_up(self, x_sbD: Tensor) -> Tensor:
         """[s, b, D] -> [s, b, D]. Collective; the order of sums and draws does not depend on what is done meanwhile."""

@@ -1,5 +1,6 @@
 """The value table: this rank's shard of one logical [N, V] parameter."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from megatron.core.dist_checkpointing import ShardedTensor
 from torch import Tensor, nn
 
 from ultramem_megatron.parallel.partition.base import Picks, ValuePartition
+from ultramem_megatron.parallel.timeline import Timeline
 from ultramem_megatron.parallel.underway import finish
 
 
@@ -35,6 +37,10 @@ class ValueTable(nn.Module):
     def waits(self) -> int:
         """How often ``look_up`` awaits something, and ``multiply`` as often."""
         return self.partition.waits
+
+    def watch(self, timeline: Timeline) -> None:
+        """From now on ``timeline`` notes what the table's partition sends."""
+        self.partition.channel = replace(self.partition.channel, timeline=timeline)
 
     async def look_up(self, picks: Picks) -> Tensor:
         """pooled_TEV of the tokens of this rank. Collective over ``mem``; all ranks have as many tokens."""

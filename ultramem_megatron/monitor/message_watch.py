@@ -1,9 +1,7 @@
 """Measured beside predicted: bytes and seconds of each collective of a memory layer, in the steps that are reported."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 
-from ultramem_megatron.memory.layer import MemoryLayer
 from ultramem_megatron.memory.value_table import ValueTable
 from ultramem_megatron.metrics.catalogue import (
     MESSAGE_BYTES,
@@ -38,28 +36,25 @@ class MessageWatch:
     """Follows the tables of one layer through the steps that are reported; else it costs nothing."""
 
     def __init__(
-        self, layer: MemoryLayer, label: str, recorder: Recorder, predicted: Mapping[str, PredictedMessage]
+        self, tables: list[ValueTable], label: str, recorder: Recorder, predicted: Mapping[str, PredictedMessage]
     ) -> None:
-        """``predicted``: of one table in one micro-batch, as the plan has them."""
+        """``tables``: as ``MemoryLayer`` has them; ``predicted``: of one micro-batch, as the plan has them."""
         self.label, self.recorder, self.predicted = label, recorder, predicted
-        self.tables: list[tuple[ValueTable, str]] = [(layer.table, "")]
-        if layer.pre_values is not None:
-            self.tables.append((layer.pre_values.table, PRE_VALUES))
+        self.tables: list[tuple[ValueTable, str]] = list(zip(tables, ("", PRE_VALUES), strict=False))
         self.meters: list[MessageMeter] = []
 
     def begin(self) -> None:
         """Before a step that will be reported."""
         self.meters = []
         for table, _ in self.tables:
-            channel = table.partition.channel
-            meter = MessageMeter(channel.traffic, table.weight.device)
-            table.partition.channel = replace(channel, timeline=meter)
+            meter = MessageMeter(table.partition.channel.traffic, table.weight.device)
+            table.watch(meter)
             self.meters.append(meter)
 
     def report(self, micro_batches: int) -> None:
         """Record what the step measured, and what was predicted for it."""
         for (table, prefix), meter in zip(self.tables, self.meters, strict=True):
-            table.partition.channel = replace(table.partition.channel, timeline=Timeline())
+            table.watch(Timeline())
             for (name, backward), total in meter.take().items():
                 message = planned_name(name, backward=backward, prefix=prefix)
                 label = f"{self.label}/{message}"

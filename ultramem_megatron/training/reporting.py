@@ -73,7 +73,7 @@ class ReportMemory(Hook):
             for index, layer in chunk.memory.numbered_layers()
         ]
         self.watches = [
-            MessageWatch(layer, f"layer{index}", self.recorder, state.plan.predicted_messages)
+            MessageWatch(layer.tables, f"layer{index}", self.recorder, state.plan.predicted_messages)
             for chunk in state.chunks
             for index, layer in chunk.memory.numbered_layers()
         ]

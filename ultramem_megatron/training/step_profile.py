@@ -1,6 +1,5 @@
 """Training steps with and without overlap, in turn, and what became of the lookups' communication in them."""
 
-import dataclasses
 import json
 import statistics
 import time
@@ -104,10 +103,8 @@ def _watch(state: TrainState) -> dict[int, RecordingTimeline]:
     for chunk in state.chunks:
         for index, layer in chunk.memory.numbered_layers():
             timelines[index] = make()
-            tables = [layer.table, *([] if layer.pre_values is None else [layer.pre_values.table])]
-            for table in tables:
-                channel = dataclasses.replace(table.partition.channel, timeline=timelines[index])
-                table.partition.channel = channel
+            for table in layer.tables:
+                table.watch(timelines[index])
     return timelines
 
 

@@ -1,5 +1,7 @@
 """``update_table``: checks, the torch operator, and the CPU's part by part."""
 
+from dataclasses import astuple
+
 import torch
 from torch import Tensor
 
@@ -61,11 +63,7 @@ def update_table(
         square_NV,
         grad_NV,
         step,
-        settings.learning_rate,
-        settings.beta1,
-        settings.beta2,
-        settings.epsilon,
-        settings.weight_decay,
+        list(astuple(settings)),
     )
 
 
@@ -80,13 +78,9 @@ def _update_table(
     square: Tensor,
     grad: Tensor,
     step: int,
-    learning_rate: float,
-    beta1: float,
-    beta2: float,
-    epsilon: float,
-    weight_decay: float,
+    rates: list[float],
 ) -> None:
-    settings = AdamW(learning_rate=learning_rate, beta1=beta1, beta2=beta2, epsilon=epsilon, weight_decay=weight_decay)
+    settings = AdamW(*rates)
     flat = [x.view(-1) for x in (master if weight is None else weight, master, mean, square, grad)]
     for start in range(0, master.numel(), PART_ELEMENTS):
         of_part = [x[start : start + PART_ELEMENTS] for x in flat]
@@ -101,13 +95,9 @@ def _(
     square: Tensor,
     grad: Tensor,
     step: int,
-    learning_rate: float,
-    beta1: float,
-    beta2: float,
-    epsilon: float,
-    weight_decay: float,
+    rates: list[float],
 ) -> None:
-    settings = AdamW(learning_rate=learning_rate, beta1=beta1, beta2=beta2, epsilon=epsilon, weight_decay=weight_decay)
+    settings = AdamW(*rates)
     triton_kernels("table_update").update_table(weight, master, mean, square, grad, step, settings)
 
 
@@ -119,10 +109,6 @@ def _(
     square: Tensor,
     grad: Tensor,
     step: int,
-    learning_rate: float,
-    beta1: float,
-    beta2: float,
-    epsilon: float,
-    weight_decay: float,
+    rates: list[float],
 ) -> None:
     return None

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class AdamW:
     """Loshchilov and Hutter, arXiv 1711.05101; decay is decoupled, moments are corrected for their start."""
 
