@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ultramem_kernels.index_plan import CHUNK_PICKS, IndexPlan, make_plan
+from ultramem_kernels.index_plan import CHUNK_PICKS, IndexPlan, make_plan, sort_picks
 
 DRAWS = {
     "distinct": torch.randperm(100),
@@ -40,7 +40,7 @@ def sum_by_plan(plan: IndexPlan, values: torch.Tensor, num_rows: int) -> torch.T
 def test_sums_by_plan_are_sums_by_row(name: str) -> None:
     rows = DRAWS[name].int()
     values = torch.randint(-9, 9, rows.shape).float()
-    plan = make_plan(rows, 100)
+    plan = make_plan(sort_picks(rows), 100)
     assert torch.equal(plan.rows_A, rows.sort().values)
     assert torch.equal(rows[plan.order_A.long()], plan.rows_A)
     assert (plan.order_A.diff()[plan.rows_A.diff() == 0] > 0).all(), "a row's picks keep their order"
@@ -50,6 +50,23 @@ def test_sums_by_plan_are_sums_by_row(name: str) -> None:
 
 def test_no_more_chunks_than_there_is_room_for() -> None:
     for rows in DRAWS.values():
-        plan = make_plan(rows, 100)
+        plan = make_plan(sort_picks(rows), 100)
         assert plan.chunk_starts[-1] == len(rows) and len(plan.chunk_starts) == len(plan.slots_C) + 1
         assert all(slot < plan.num_slots for slot in plan.slots_C.tolist())
+
+
+def test_renumbered_rows_are_those_of_the_distinct_ones() -> None:
+    """The plan for a table that holds each picked row once, and no other."""
+    for name, rows in DRAWS.items():
+        distinct, places = rows.unique(return_inverse=True)
+        plan = make_plan(sort_picks(rows).renumbered(), 100)
+        values = torch.randint(-9, 9, rows.shape).float()
+        expected = torch.zeros(len(distinct)).index_add_(0, places, values)
+        assert torch.equal(sum_by_plan(plan, values, len(distinct)), expected), name
+
+
+def test_an_operator_gets_the_tensors_of_a_plan() -> None:
+    plan = make_plan(sort_picks(DRAWS["skewed"]), 100)
+    again = IndexPlan(*plan.tensors)
+    assert all(one is other for one, other in zip(again.tensors, plan.tensors, strict=True))
+    assert {tensor.dtype for tensor in plan.tensors} == {torch.int32}

@@ -5,7 +5,9 @@ import torch
 from torch import Tensor
 
 from ultramem_kernels.arguments import ArgumentError
+from ultramem_kernels.index_plan import make_plan, sort_picks
 from ultramem_kernels.pool import (
+    add_rows,
     group_of,
     pool,
     pool_backward,
@@ -92,6 +94,18 @@ def test_the_gradient_is_added_to_one_that_is_there_with_the_same_bits_each_time
     assert_agrees(found[0], expected, computed_in=torch.float32, summed_terms=40)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_are_added_to_what_is_there(dtype: torch.dtype) -> None:
+    rows, given, into = torch.tensor([3, 0, 3], dtype=torch.int32), torch.randn(3, 8).to(dtype), torch.ones(5, 8)
+    expected = into.double().index_add(0, rows, given.double())
+    add_rows(into, rows, given)
+    assert_agrees(into, expected, computed_in=torch.float32)
+    with pytest.raises(ArgumentError, match=r"given_AV has shape \[3, 8\]; expected \[2, 8\]"):
+        add_rows(into, rows[:2], given)
+    with pytest.raises(ArgumentError, match=r"plan.rows_A has shape \[2\]; expected \[3\]"):
+        add_rows(into, rows, given, make_plan(sort_picks(rows[:2]), 5))
+
+
 @pytest.mark.parametrize("blocks", [1, 4])
 def test_operators_are_well_formed(blocks: int) -> None:
     table, rows, chosen, scores = draw((5, 3, 7, 16, blocks, 2), torch.float32, torch.float32)
@@ -101,11 +115,15 @@ def test_operators_are_well_formed(blocks: int) -> None:
     torch.library.opcheck(
         torch.ops.ultramem.pool_groups.default, (table, rows.view(-1), group.sort().values, scores.flatten(1), 20)
     )
-    for target, need in ((torch.zeros(7, 16), True), (None, False)):
+    plan = make_plan(sort_picks(rows.view(-1)), 7).tensors
+    for target, need, given in ((torch.zeros(7, 16), True, []), (None, False, plan)):
         torch.library.opcheck(
             torch.ops.ultramem.pool_backward.default,
-            (grad, table.detach(), rows.view(-1), group, flat, target, need),
+            (grad, table.detach(), rows.view(-1), group, flat, target, need, given),
         )
+    torch.library.opcheck(
+        torch.ops.ultramem.add_rows.default, (torch.zeros(7, 16), rows.view(-1), torch.randn(15, 16), plan)
+    )
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import torch
 
 from ultramem_kernels.candidates import best_candidates_reference
 from ultramem_kernels.grid_top_m import grid_top_m_reference
-from ultramem_kernels.index_plan import CHUNK_PICKS
+from ultramem_kernels.index_plan import CHUNK_PICKS, make_plan, sort_picks
 from ultramem_kernels.pool import group_of, pool_groups_reference, pool_reference, torch_path
 from ultramem_kernels.table_update import AdamW, update_table, update_table_reference
 from ultramem_megatron.testing.tolerances import assert_agrees
@@ -68,7 +68,7 @@ def test_gradients(dtype: torch.dtype, wanted: str) -> None:
     )
     into = torch.full((9, width), 0.5) if wanted != "scores" else None
     scores_grad = torch.full((2, picks), torch.nan) if wanted != "table" else None
-    triton_kernel.backward(*inputs, into, scores_grad)
+    triton_kernel.backward(*inputs, into, scores_grad, make_plan(sort_picks(rows), 9) if wanted == "both" else None)
     expected_into, expected_scores = torch.full((9, width), 0.5).double(), torch.empty(2, picks).double()
     grad, table, _, group, scores = inputs
     torch_path.backward(grad.double(), table.double(), rows, group, scores.double(), expected_into, expected_scores)
@@ -76,6 +76,20 @@ def test_gradients(dtype: torch.dtype, wanted: str) -> None:
         assert_agrees(into, expected_into, computed_in=torch.float32, summed_terms=2 * CHUNK_PICKS)
     if scores_grad is not None:
         assert_agrees(scores_grad, expected_scores, computed_in=torch.float32, summed_terms=width)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("planned", [False, True])
+def test_added_rows(dtype: torch.dtype, planned: bool) -> None:
+    """One row comes in three chunks, one once; into a gradient that is there."""
+    from ultramem_kernels.pool import triton_kernel
+
+    rows = torch.cat([torch.full((2 * CHUNK_PICKS + 3,), 4), torch.tensor([0, 6, 8, 6])])
+    rows = rows[torch.randperm(len(rows))]
+    given, into = torch.randn(len(rows), 20).to(dtype), torch.full((9, 20), 0.5)
+    expected = into.double().index_add(0, rows, given.double())
+    triton_kernel.add_rows(into, rows, given, make_plan(sort_picks(rows), 9) if planned else None)
+    assert_agrees(into, expected, computed_in=torch.float32, summed_terms=2 * CHUNK_PICKS)
 
 
 @pytest.mark.parametrize("equal", [False, True], ids=["random", "all equal"])

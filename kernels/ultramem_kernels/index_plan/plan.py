@@ -8,10 +8,13 @@ All of it is PyTorch on the device of the picks, and nothing waits for the devic
 need, and how much of them is used stays on the device.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from ultramem_kernels.index_plan.runs import SortedPicks
 
 # Letters: A picks, C chunks that there could be, M runs of several chunks that there could be.
 
@@ -35,52 +38,49 @@ class IndexPlan:
     """The row of each run of several chunks; -1 for runs that do not exist."""
     run_slots: Tensor
     """[M + 1] first slot of each such run."""
-    num_slots: int
-    """Slots that there could be."""
+
+    @property
+    def num_slots(self) -> int:
+        """Slots that there could be: a run of several chunks has more picks than one holds, and at most twice as many
+        chunks as it fills."""
+        return 2 * self.run_rows_M.shape[0]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """As an operator takes them; ``IndexPlan(*tensors)`` is the plan again."""
+        return [getattr(self, field.name) for field in fields(self)]
 
 
-def make_plan(rows_A: Tensor, num_rows: int) -> IndexPlan:
-    """Sort the picks and cut them into chunks.
+def make_plan(picks: SortedPicks, num_rows: int) -> IndexPlan:
+    """Cut the runs into chunks.
 
     Args:
-        rows_A: int32 or int64, in [0, ``num_rows``); fewer than 2**31.
+        picks: Rows in [0, ``num_rows``).
         num_rows: Rows of the table.
     """
-    picks, device = rows_A.shape[0], rows_A.device
-    # a run of several chunks has more than CHUNK_PICKS picks, and at most twice as many chunks as it fills
-    max_chunks, max_runs = picks // CHUNK_PICKS + min(picks, num_rows), picks // CHUNK_PICKS
-    sorted_A, order_A = torch.sort(rows_A.int(), stable=True)
-    place_A = torch.arange(picks, device=device)
-    first_A = torch.ones(picks, dtype=torch.bool, device=device)
-    torch.ne(sorted_A[1:], sorted_A[:-1], out=first_A[1:])
-    run_start_A = torch.where(first_A, place_A, 0).cummax(0).values if picks else place_A
+    rows_A, first_A, count, device = picks.rows_A, picks.is_first_A, picks.rows_A.shape[0], picks.rows_A.device
+    max_chunks, max_runs = count // CHUNK_PICKS + min(count, num_rows), count // CHUNK_PICKS
+    place_A = torch.arange(count, device=device)
+    run_start_A = torch.where(first_A, place_A, 0).cummax(0).values if count else place_A
     begins_A = (place_A - run_start_A) % CHUNK_PICKS == 0
-    chunk_A = begins_A.cumsum(0) - 1
-    chunk_starts = _first_of(place_A, chunk_A, begins_A, max_chunks + 1, picks)
     # a chunk is one of several if a run goes on after it or began before it
     after_A = torch.zeros_like(first_A)
-    after_A[:-CHUNK_PICKS] = sorted_A[:-CHUNK_PICKS] == sorted_A[CHUNK_PICKS:]
+    after_A[:-CHUNK_PICKS] = rows_A[:-CHUNK_PICKS] == rows_A[CHUNK_PICKS:]
     several_A = begins_A & (after_A | (place_A != run_start_A))
-    slot_A = several_A.cumsum(0) - 1
-    slots_C = _first_of(torch.where(several_A, slot_A, -1), chunk_A, begins_A, max_chunks, -1)
-    run_begins_A = several_A & first_A
-    run_A = run_begins_A.cumsum(0) - 1
-    run_slots = _first_of(slot_A, run_A, run_begins_A, max_runs + 1, -1)
-    used_slots = several_A.sum()
+    slots_before = F.pad(several_A.cumsum(0), (1, 0))  # [A + 1]: what does not exist begins behind the last pick
+    chunk_starts = _begins(begins_A, max_chunks + 1)
+    run_starts = _begins(several_A & first_A, max_runs + 1)
+    at_C = chunk_starts[:-1]
     return IndexPlan(
-        rows_A=sorted_A,
-        order_A=order_A.int(),
-        chunk_starts=chunk_starts,
-        slots_C=slots_C,
-        run_rows_M=_first_of(sorted_A, run_A, run_begins_A, max_runs, -1),
-        run_slots=torch.where(run_slots < 0, used_slots, run_slots).int(),
-        num_slots=2 * max_runs,
+        rows_A=rows_A,
+        order_A=picks.order_A.int(),
+        chunk_starts=chunk_starts.int(),
+        slots_C=torch.where(F.pad(several_A, (0, 1))[at_C], slots_before[at_C], -1).int(),
+        run_rows_M=F.pad(rows_A, (0, 1), value=-1)[run_starts[:-1]],
+        run_slots=slots_before[run_starts].int(),
     )
 
 
-def _first_of(values_A: Tensor, number_A: Tensor, is_first_A: Tensor, size: int, rest: int) -> Tensor:
-    """int32 [size], the value at the first pick of each numbered piece; ``rest`` where there is no such piece."""
-    # what is not the first of a piece goes to a place of its own, which is cut off
-    target_A = torch.where(is_first_A, number_A, size)
-    found = torch.full((size + 1,), rest, dtype=torch.int32, device=values_A.device)
-    return found.scatter_(0, target_A, values_A.int())[:size]
+def _begins(begins_A: Tensor, size: int) -> Tensor:
+    """int64 [size], where each piece begins; A for pieces that do not exist."""
+    return torch.searchsorted(begins_A.cumsum(0), torch.arange(1, size + 1, device=begins_A.device))

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ultramem_kernels.index_plan import IndexPlan, make_plan
+from ultramem_kernels.index_plan import IndexPlan, make_plan, sort_picks
 
 # Letters: N rows of the table, V value dimension, T tokens, K picks per token, E blocks, h score cores; A picks in all,
 #          G groups of them.
@@ -129,6 +129,7 @@ def chunk_kernel(
     TILE_K: tl.constexpr,
     WITH_TABLE: tl.constexpr,
     WITH_SCORES: tl.constexpr,
+    PLAIN: tl.constexpr,  # each pick is a group of its own, and weighs 1
 ):
     """One program: one chunk of a row's picks, one core's slice. The row is read once."""
     chunk = tl.program_id(0)
@@ -148,13 +149,15 @@ def chunk_kernel(
             place = start + tl.arange(0, TILE_K)
             is_pick = place < end
             pick = tl.load(order_ptr + place, mask=is_pick, other=0).to(tl.int64)
-            group = tl.load(group_ptr + pick, mask=is_pick, other=0)
+            group = pick if PLAIN else tl.load(group_ptr + pick, mask=is_pick, other=0)
             grad = tl.load(
                 grad_ptr + group[:, None] * value_dim + column[None, :],
                 mask=is_pick[:, None] & in_slice[None, :],
                 other=0.0,
             ).to(tl.float32)
-            if WITH_TABLE:
+            if WITH_TABLE and PLAIN:
+                sums += tl.sum(grad, axis=0)
+            elif WITH_TABLE:
                 score = tl.load(scores_ptr + core * picks + pick, mask=is_pick, other=0.0).to(tl.float32)
                 sums += tl.sum(grad * score[:, None], axis=0)
             if WITH_SCORES:
@@ -277,40 +280,109 @@ def backward(
     """As ``torch_path.backward``; ``plan`` is that of ``rows_A``, made here if not given."""
     if rows_A.shape[0] == 0 or (table_grad_NV is None and scores_grad_hA is None):
         return
-    plan = plan or make_plan(rows_A, table_NV.shape[0])
-    cores, value_dim = scores_hA.shape[0], table_NV.shape[1]
-    width = value_dim // cores
-    tile, warps = backward_tile(width)
-    partial = grad_GV.new_empty((plan.num_slots, value_dim), dtype=torch.float32)
+    plan = plan or make_plan(sort_picks(rows_A), table_NV.shape[0])
+    partial = _partial_sums(plan, table_NV.shape[1], table_NV.device)
     # a kernel never touches what it is told not to write; it must be given something
-    chunk_kernel[(plan.slots_C.shape[0], cores)](
+    _sum_chunks(
+        plan,
+        scores_hA.shape[0],
         partial if table_grad_NV is None else table_grad_NV,
         partial,
         partial if scores_grad_hA is None else scores_grad_hA,
         table_NV,
         grad_GV.contiguous(),
-        plan.rows_A,
-        plan.order_A,
         group_A.contiguous(),
         scores_hA.contiguous(),
+        with_table=table_grad_NV is not None,
+        with_scores=scores_grad_hA is not None,
+        plain=False,
+    )
+    if table_grad_NV is not None:
+        _sum_runs(plan, partial, table_grad_NV)
+
+
+def add_rows(target_NV: Tensor, rows_A: Tensor, given_AV: Tensor, plan: IndexPlan | None = None) -> None:
+    """As ``op.add_rows``; ``plan`` is that of ``rows_A``, made here if not given."""
+    if rows_A.shape[0] == 0:
+        return
+    plan = plan or make_plan(sort_picks(rows_A), target_NV.shape[0])
+    partial = _partial_sums(plan, target_NV.shape[1], target_NV.device)
+    given_AV = given_AV.contiguous()
+    _sum_chunks(
+        plan,
+        1,
+        target_NV,
+        partial,
+        partial,
+        target_NV,
+        given_AV,
+        plan.order_A,
+        partial,
+        with_table=True,
+        with_scores=False,
+        plain=True,
+    )
+    _sum_runs(plan, partial, target_NV)
+
+
+def _partial_sums(plan: IndexPlan, value_dim: int, device: torch.device) -> Tensor:
+    return torch.empty((plan.num_slots, value_dim), dtype=torch.float32, device=device)
+
+
+def _sum_chunks(
+    plan: IndexPlan,
+    cores: int,
+    table_grad_NV: Tensor,
+    partial: Tensor,
+    scores_grad_hA: Tensor,
+    table_NV: Tensor,
+    grad_GV: Tensor,
+    group_A: Tensor,
+    scores_hA: Tensor,
+    *,
+    with_table: bool,
+    with_scores: bool,
+    plain: bool,
+) -> None:
+    """Launch ``chunk_kernel``: rows of one chunk are done with it, the others leave partial sums."""
+    value_dim = grad_GV.shape[1]
+    width = value_dim // cores
+    tile, warps = backward_tile(width)
+    chunk_kernel[(plan.slots_C.shape[0], cores)](
+        table_grad_NV,
+        partial,
+        scores_grad_hA,
+        table_NV,
+        grad_GV,
+        plan.rows_A,
+        plan.order_A,
+        group_A,
+        scores_hA,
         plan.chunk_starts,
         plan.slots_C,
-        rows_A.shape[0],
+        plan.rows_A.shape[0],
         value_dim,
         WIDTH=width,
         TILE_V=tile,
         TILE_K=PICKS_OF_A_STEP,
-        WITH_TABLE=table_grad_NV is not None,
-        WITH_SCORES=scores_grad_hA is not None,
+        WITH_TABLE=with_table,
+        WITH_SCORES=with_scores,
+        PLAIN=plain,
         num_warps=warps,
     )
-    if table_grad_NV is not None and plan.num_slots:
-        run_kernel[(plan.run_rows_M.shape[0], triton.cdiv(value_dim, RUN_TILE))](
-            table_grad_NV,
-            partial,
-            plan.run_rows_M,
-            plan.run_slots,
-            value_dim,
-            TILE_V=RUN_TILE,
-            num_warps=RUN_WARPS,
-        )
+
+
+def _sum_runs(plan: IndexPlan, partial: Tensor, table_grad_NV: Tensor) -> None:
+    """Launch ``run_kernel``: the partial sums of the others, in order."""
+    if plan.num_slots == 0:
+        return
+    value_dim = table_grad_NV.shape[1]
+    run_kernel[(plan.run_rows_M.shape[0], triton.cdiv(value_dim, RUN_TILE))](
+        table_grad_NV,
+        partial,
+        plan.run_rows_M,
+        plan.run_slots,
+        value_dim,
+        TILE_V=RUN_TILE,
+        num_warps=RUN_WARPS,
+    )
