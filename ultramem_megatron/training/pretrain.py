@@ -21,6 +21,7 @@ from ultramem_megatron.planning.plan import Plan
 from ultramem_megatron.planning.report import summary
 from ultramem_megatron.training.checkpointing import SaveCheckpoints, find_start, resume
 from ultramem_megatron.training.go_back import WayBack
+from ultramem_megatron.training.heartbeat import WATCHDOG_FOLDER, forget_earlier
 from ultramem_megatron.training.hooks import Hook
 from ultramem_megatron.training.loop import Outcome, run_loop
 from ultramem_megatron.training.reporting import ReportBadSteps, ReportMemory, ReportSteps
@@ -90,10 +91,14 @@ def pretrain(
 
 
 def write_run_files(config: RunConfig, plan: Plan, run_dir: Path) -> None:
-    """``config.yaml`` and ``plan.json``, and no half-written checkpoints, on one rank. Collective over the world."""
+    """``config.yaml`` and ``plan.json``, and nothing that an earlier start left half-written, on one rank.
+
+    Collective over the world.
+    """
     if dist.get_rank() == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
         remove_leftovers(run_dir / CHECKPOINTS)
+        forget_earlier(run_dir / WATCHDOG_FOLDER)
         write_text(run_dir / "config.yaml", to_yaml(config))
         plan.save(run_dir / "plan.json")
     dist.barrier()
