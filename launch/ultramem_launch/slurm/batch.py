@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from ultramem_launch.ending import (
@@ -21,9 +22,10 @@ from ultramem_launch.ending import (
     read_ending,
     replace_ending,
 )
-from ultramem_launch.slurm.attempts import Attempt, close, decide, judge
+from ultramem_launch.slurm.attempts import SUSPECT_AFTER, Attempt, close, decide, judge
 from ultramem_launch.slurm.folder import JobFolder
 from ultramem_launch.slurm.nodes import bad_nodes, read_facts, read_speeds, slow_nodes, write_token
+from ultramem_megatron.checkpoint.set_aside import describe_mark, set_aside
 from ultramem_megatron.errors import UltraMemError
 from ultramem_megatron.files import write_json, write_text
 
@@ -163,10 +165,25 @@ def end(
         replace_ending(folder.run_dir, ending)
     if lost_nodes:
         write_text(folder.exclude, ",".join(lost_nodes))
-    own = [one for one in attempts if one.job == attempts[-1].job]
-    verdict = decide(ending, asked, own, max_restarts)
+    # a job of a chain starts once
+    series = [one for one in attempts if one.job == attempts[-1].job] if requeue else attempts
+    verdict = decide(ending, asked, series, max_restarts if requeue else None, folder.usable_steps())
     print(verdict.words, flush=True)
+    if verdict.set_aside is not None and put_aside(folder.checkpoint(verdict.set_aside), attempts[-1]):
+        attempts[-1] = replace(attempts[-1], set_aside=verdict.set_aside)
+        write_json(folder.attempts, [one.to_dict() for one in attempts])
     return START_AGAIN if verdict.restart and requeue else ending.exit_status
+
+
+def put_aside(checkpoint: Path, last: Attempt) -> bool:
+    """Mark it, and say how to take the mark away; False, with the reason, when it cannot be marked."""
+    try:
+        set_aside(checkpoint, f"{SUSPECT_AFTER} starts from it failed in a row, {last.name} last: {last.reason}")
+    except OSError as error:
+        print(f"checkpoint {checkpoint} cannot be set aside, so the next start uses it again: {error}", flush=True)
+        return False
+    print(describe_mark(checkpoint), flush=True)
+    return True
 
 
 def _may_have_lost_nodes(folder: JobFolder) -> bool:
