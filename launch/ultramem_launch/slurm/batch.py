@@ -47,10 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case "passed":
                 return passed(folder, options.nodes.split(), all_reduce=options.all_reduce)
             case _:
+                requeue = options.requeue == "yes"
+                if options.trained == "no" and options.asked != "none":
+                    clear_ending(folder.run_dir)  # checks that a signal ended may have taken it for a fault
+                    return end(folder, options.step_status, options.asked, [], options.max_restarts, requeue)
                 if options.asked == "TERM":
                     wait_for_ranks(folder.run_dir, LAST_WORDS_SECONDS)
                 lost = find_lost_nodes() if _may_have_lost_nodes(folder) else []
-                requeue = options.requeue == "yes"
                 return end(folder, options.step_status, options.asked, lost, options.max_restarts, requeue)
     except UltraMemError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -71,6 +74,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     three = verbs.add_parser("judge", help="note why it ended; 100: start again")
     three.add_argument("--step-status", type=int, required=True)
     three.add_argument("--asked", required=True)
+    three.add_argument("--trained", choices=("yes", "no"), required=True, help="whether ranks were started on the run")
     three.add_argument("--max-restarts", type=int, required=True)
     three.add_argument("--requeue", choices=("yes", "no"), required=True)
     for verb in (one, two, three):
