@@ -74,7 +74,7 @@ def test_pool_groups(device: torch.device) -> None:
     assert_agrees(found, expected, computed_in=torch.bfloat16, summed_terms=TOKENS)
 
 
-@pytest.mark.parametrize(("side", "m"), [(96, 8), (2200, 16), (3578, 42)])
+@pytest.mark.parametrize(("side", "m"), [(96, 8), (2200, 16), (3578, 42), (40_000, 32)])
 def test_candidates(device: torch.device, side: int, m: int) -> None:
     # eighths: projections are exact, and many are equal
     scores, direction = torch.randint(-40, 40, (4, 2, 9, side)) / 8, torch.tensor([[1.0, 0.5]]).expand(4, 2)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ultramem_kernels.arguments import ArgumentError
 from ultramem_kernels.candidates import best_candidates_reference
 from ultramem_kernels.grid_top_m import grid_top_m_reference
 from ultramem_kernels.index_plan import CHUNK_PICKS
@@ -77,15 +78,25 @@ def test_gradients(dtype: torch.dtype, wanted: str) -> None:
         assert_agrees(scores_grad, expected_scores, computed_in=torch.float32, summed_terms=width)
 
 
+@pytest.mark.parametrize("slab", [150, 27], ids=["one slab", "slabs, three times over"])
 @pytest.mark.parametrize("equal", [False, True], ids=["random", "all equal"])
-def test_candidates(equal: bool) -> None:
+def test_candidates(equal: bool, slab: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from ultramem_kernels.candidates import triton_kernel
 
+    monkeypatch.setattr(triton_kernel, "SLAB_KEYS", slab)
     scores, direction = torch.randn(2, 2, 3, 150), torch.randn(2, 2)
     if equal:
         scores.zero_()
     found = triton_kernel.best_candidates(scores, direction, 13)
     assert torch.equal(found, best_candidates_reference(scores, direction, 13).sort(dim=2).values)
+
+
+def test_slabs_must_leave_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ultramem_kernels.candidates import triton_kernel
+
+    monkeypatch.setattr(triton_kernel, "SLAB_KEYS", 27)
+    with pytest.raises(ArgumentError, match="m is 14; expected up to 13 on a CUDA device, of more than 27 keys"):
+        triton_kernel.best_candidates(torch.randn(1, 1, 1, 28), torch.ones(1, 1), 14)
 
 
 @pytest.mark.parametrize(
