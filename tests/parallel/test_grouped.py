@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ultramem_megatron.parallel.partition import rows
+from ultramem_kernels.products import torch_path
 from ultramem_megatron.parallel.partition.grouped import multiply_groups, pool_groups
 from ultramem_megatron.testing.tolerances import assert_agrees
 
@@ -28,7 +28,7 @@ def products_by_definition(table_NV: Tensor, vectors_GV: Tensor) -> Tensor:
 
 @pytest.fixture(params=[1, 3 * V, 2**24], ids=["one pick a part", "three", "all"], autouse=True)
 def part_elements(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "PART_ELEMENTS", request.param)
+    monkeypatch.setattr(torch_path, "PART_ELEMENTS", request.param)
 
 
 @pytest.mark.parametrize("cores", [1, 2])

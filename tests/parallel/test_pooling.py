@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ultramem_megatron.parallel.partition import rows
+from ultramem_kernels.products import torch_path
 from ultramem_megatron.parallel.partition.pooling import multiply_rows, pool_rows, read_rows
 from ultramem_megatron.testing.reference_layer import reference_pooling
 from ultramem_megatron.testing.tolerances import assert_agrees
@@ -160,7 +160,7 @@ def test_products_by_hand() -> None:
 def test_products_do_not_depend_on_the_parts(
     monkeypatch: pytest.MonkeyPatch, part_elements: int, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(rows, "PART_ELEMENTS", part_elements)
+    monkeypatch.setattr(torch_path, "PART_ELEMENTS", part_elements)
     table, vectors = (torch.randn(n, V).to(dtype).requires_grad_() for n in (N, T))
     rows_TK, cotangent_TK = torch.randint(N, (T, K)), torch.randn(T, K)
     products = multiply_rows(table, rows_TK, vectors)

@@ -4,4 +4,13 @@ from ultramem_kernels.pool.op import add_rows, group_of, pool, pool_backward, po
 from ultramem_kernels.pool.reference import pool_groups_reference, pool_reference
 from ultramem_kernels.pool.torch_path import fetch_rows
 
-__all__ = ["add_rows", "fetch_rows", "group_of", "pool", "pool_backward", "pool_groups", "pool_groups_reference", "pool_reference"]
+__all__ = [
+    "add_rows",
+    "fetch_rows",
+    "group_of",
+    "pool",
+    "pool_backward",
+    "pool_groups",
+    "pool_groups_reference",
+    "pool_reference",
+]

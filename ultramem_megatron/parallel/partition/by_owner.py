@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ultramem_megatron.parallel.partition.distinct import count_by_part, number_distinct
+from ultramem_kernels.index_plan import number_distinct
+from ultramem_megatron.parallel.partition.distinct import count_by_part
 
 # Letters: T tokens, K picks per token, R = T * K picks, P parts of the table, each with one owner; A picks that came.
 

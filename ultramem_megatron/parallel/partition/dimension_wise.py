@@ -7,7 +7,7 @@ and the load is even, however skewed the picks are.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from ultramem_megatron.parallel.collectives import (
 from ultramem_megatron.parallel.exchange import Exchange, Together
 from ultramem_megatron.parallel.partition.base import Picks, Shard, ValuePartition, even_range
 from ultramem_megatron.parallel.partition.pooling import multiply_rows, pool_rows
+from ultramem_megatron.parallel.partition.row_plan import PlanAhead, plan_gradients
 
 # Letters: P ranks of the group, T tokens on this rank, G tokens in the group, v = V / P columns of this rank.
 
@@ -35,6 +36,8 @@ class GatheredPicks:
     """fp32, so that their gradients, sums over the columns, are not rounded before all ranks' parts are added."""
     tokens: list[int]
     """Tokens of each rank."""
+    plan: PlanAhead | None = None
+    """Of the rows, once it is known in which table this rank looks them up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,8 @@ class GatheredVectors:
     vectors_Gv: Tensor
     tokens: list[int]
     """Tokens of each rank."""
+    plan: PlanAhead | None = None
+    """As of ``GatheredPicks``."""
 
 
 class DimensionWise(ValuePartition):
@@ -57,6 +62,11 @@ class DimensionWise(ValuePartition):
         return Shard(range(self.table.num_rows), even_range(self.table.value_dim, self.channel.size, rank))
 
     async def dispatch(self, picks: Picks, tokens: Sequence[int]) -> GatheredPicks:
+        gathered = await self.gather(picks, tokens)
+        return replace(gathered, plan=plan_gradients(gathered.rows_GK, self.table.num_rows))
+
+    async def gather(self, picks: Picks, tokens: Sequence[int]) -> GatheredPicks:
+        """The picks of all ranks, for whoever looks them up. Collective."""
         # with one block there is nothing to tell
         blocks = [self._gather(picks.blocks_TK, tokens, "blocks")] if self.table.blocks > 1 else []
         rows_GK, scores_GhK, *given = await Together(
@@ -77,6 +87,7 @@ class DimensionWise(ValuePartition):
             self.table.blocks,
             columns,
             self.table.value_dim,
+            dispatched.plan,
         )
 
     async def combine(self, found: Tensor, dispatched: GatheredPicks) -> Tensor:
@@ -87,6 +98,11 @@ class DimensionWise(ValuePartition):
         return pieces_PTEv.permute(1, 2, 0, 3).reshape(mine, self.table.blocks, self.table.value_dim)
 
     async def dispatch_products(self, rows_TK: Tensor, vectors_TV: Tensor, tokens: Sequence[int]) -> GatheredVectors:
+        gathered = await self.gather_vectors(rows_TK, vectors_TV, tokens)
+        return replace(gathered, plan=plan_gradients(gathered.rows_GK, self.table.num_rows))
+
+    async def gather_vectors(self, rows_TK: Tensor, vectors_TV: Tensor, tokens: Sequence[int]) -> GatheredVectors:
+        """The picks of all ranks with this rank's columns of their vectors. Collective."""
         ranks, mine = self.channel.size, tokens[self.channel.rank]
         width = self.table.value_dim // ranks
         slices_PTv = vectors_TV.reshape(mine, ranks, width).transpose(0, 1)
@@ -98,7 +114,7 @@ class DimensionWise(ValuePartition):
         return GatheredVectors(rows_GK, vectors_Gv, list(tokens))
 
     def lookup_products(self, shard_nv: Tensor, dispatched: GatheredVectors) -> Tensor:
-        return multiply_rows(shard_nv, dispatched.rows_GK, dispatched.vectors_Gv)
+        return multiply_rows(shard_nv, dispatched.rows_GK, dispatched.vectors_Gv, dispatched.plan)
 
     async def combine_products(self, found: Tensor, dispatched: GatheredVectors) -> Tensor:
         return await begin_reduce_scatter_tokens(found, dispatched.tokens, self.channel, "partial products")

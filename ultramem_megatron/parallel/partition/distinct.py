@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ultramem_kernels.index_plan import SortedPicks
+
 # Letters: T tokens, K picks per token, R = T * K picks, P parts of the table, each with one owner.
 
 
@@ -24,29 +26,23 @@ class DistinctRows:
     """int64, how many of the rows lie in each part of the table."""
 
 
-def distinct_rows(rows_TK: Tensor, num_rows: int, parts: int) -> DistinctRows:
+def distinct_rows(picks: SortedPicks, shape_TK: torch.Size, num_rows: int, parts: int) -> DistinctRows:
     """Sort out repeats. By flags and sums, not by ``torch.unique``, which waits for the device to know its size.
 
     Args:
-        rows_TK: int32, in [0, ``num_rows``); may be empty.
+        picks: Rows in [0, ``num_rows``); may be empty.
+        shape_TK: As the picks were before they were sorted.
         num_rows: Rows of the table.
         parts: P; part p begins at row ``p * num_rows // P``, as ``even_range`` has it.
     """
-    sorted_R, order_R = torch.sort(rows_TK.reshape(-1))
-    _, seen_R = number_distinct(sorted_R)
-    place_R = torch.empty_like(order_R).scatter_(0, order_R, seen_R - 1)
-    rows_R = torch.zeros_like(sorted_R).scatter_(0, seen_R - 1, sorted_R)
+    sorted_R, seen_R = picks.rows_A, picks.seen_A
+    number_R = seen_R - 1
+    place_R = torch.empty_like(number_R).scatter_(0, picks.order_A, number_R)
+    rows_R = torch.zeros_like(sorted_R).scatter_(0, number_R, sorted_R)
     # int64 until divided: p * num_rows leaves int32 at 20 M rows and 128 parts
     starts_P = torch.arange(parts, device=sorted_R.device) * num_rows // parts
     counts_P = count_by_part(sorted_R, seen_R, starts_P.to(sorted_R.dtype))
-    return DistinctRows(rows_R, place_R.view(rows_TK.shape), counts_P)
-
-
-def number_distinct(sorted_R: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether each number is the first of its kind, and how many kinds there are up to it (int64)."""
-    is_first_R = torch.ones_like(sorted_R, dtype=torch.bool)
-    torch.ne(sorted_R[1:], sorted_R[:-1], out=is_first_R[1:])
-    return is_first_R, is_first_R.cumsum(0)
+    return DistinctRows(rows_R, place_R.view(shape_TK), counts_P)
 
 
 def count_by_part(sorted_R: Tensor, seen_R: Tensor, starts_P: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class Grid(ValuePartition):
         return Shard(self.rows.shard(node).rows, self.columns.shard(place).columns)
 
     async def dispatch(self, picks: Picks, tokens: Sequence[int]) -> RowRequests[GatheredPicks]:
-        gathered = await self.columns.dispatch(picks, self._of_node(tokens))
+        gathered = await self.columns.gather(picks, self._of_node(tokens))
         return await self.rows.request(gathered.rows_GK, gathered)
 
     def lookup(self, shard_nv: Tensor, dispatched: RowRequests[GatheredPicks]) -> Tensor:
@@ -48,13 +48,13 @@ class Grid(ValuePartition):
     async def combine(self, found: Tensor, dispatched: RowRequests[GatheredPicks]) -> Tensor:
         rows_Uv = await self.rows.send_back(found, dispatched)
         # these rows are to the node what all rows are to a group that is split dimension-wise
-        here = replace(dispatched.home, rows_GK=dispatched.place_TK)
+        here = replace(dispatched.home, rows_GK=dispatched.place_TK, plan=dispatched.plan)
         return await self.columns.combine(self.columns.lookup(rows_Uv, here), here)
 
     async def dispatch_products(
         self, rows_TK: Tensor, vectors_TV: Tensor, tokens: Sequence[int]
     ) -> RowRequests[GatheredVectors]:
-        gathered = await self.columns.dispatch_products(rows_TK, vectors_TV, self._of_node(tokens))
+        gathered = await self.columns.gather_vectors(rows_TK, vectors_TV, self._of_node(tokens))
         return await self.rows.request(gathered.rows_GK, gathered)
 
     def lookup_products(self, shard_nv: Tensor, dispatched: RowRequests[GatheredVectors]) -> Tensor:
@@ -62,7 +62,7 @@ class Grid(ValuePartition):
 
     async def combine_products(self, found: Tensor, dispatched: RowRequests[GatheredVectors]) -> Tensor:
         rows_Uv = await self.rows.send_back(found, dispatched)
-        here = replace(dispatched.home, rows_GK=dispatched.place_TK)
+        here = replace(dispatched.home, rows_GK=dispatched.place_TK, plan=dispatched.plan)
         return await self.columns.combine_products(self.columns.lookup_products(rows_Uv, here), here)
 
     def _of_node(self, tokens: Sequence[int]) -> Sequence[int]:

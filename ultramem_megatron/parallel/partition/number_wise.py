@@ -11,12 +11,15 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
+from ultramem_kernels.index_plan import sort_picks
+from ultramem_megatron.parallel.beside import Beside
 from ultramem_megatron.parallel.collectives import begin_all_to_all
 from ultramem_megatron.parallel.exchange import Exchange
 from ultramem_megatron.parallel.host_numbers import SizesUnderWay
 from ultramem_megatron.parallel.partition.base import Picks, Shard, ValuePartition, even_range
 from ultramem_megatron.parallel.partition.distinct import distinct_rows
 from ultramem_megatron.parallel.partition.pooling import multiply_rows, pool_rows, read_rows
+from ultramem_megatron.parallel.partition.row_plan import PlanAhead, gradients_need_plan, plan_by_place, plan_gradients
 
 # Letters: P ranks of the group, T tokens of this rank, K picks per token, U distinct rows among them, A rows that are
 #          asked of this rank.
@@ -32,8 +35,12 @@ class RowRequests(Generic[Home]):
     """What waits here for the rows: the picks of a lookup, the vectors of inner products."""
     place_TK: Tensor
     """Place of each pick's row among those that come back."""
+    plan: PlanAhead | None
+    """Of these places."""
     asked_A: Tensor
     """int32 local row numbers asked of this rank, by asking rank."""
+    asked_plan: PlanAhead | None
+    """Of the rows asked."""
     sent: list[int]
     """Rows requested of each rank."""
     asked: list[int]
@@ -52,7 +59,7 @@ class NumberWise(ValuePartition):
         return await self.request(picks.rows_TK, picks)
 
     def lookup(self, shard_nv: Tensor, dispatched: RowRequests[Any]) -> Tensor:
-        return read_rows(shard_nv, dispatched.asked_A)
+        return read_rows(shard_nv, dispatched.asked_A, dispatched.asked_plan)
 
     async def combine(self, found: Tensor, dispatched: RowRequests[Picks]) -> Tensor:
         rows_UV = await self.send_back(found, dispatched)
@@ -65,6 +72,7 @@ class NumberWise(ValuePartition):
             self.table.blocks,
             range(value_dim),
             value_dim,
+            dispatched.plan,
         )
 
     async def dispatch_products(
@@ -76,16 +84,23 @@ class NumberWise(ValuePartition):
         return self.lookup(shard_nv, dispatched)
 
     async def combine_products(self, found: Tensor, dispatched: RowRequests[Tensor]) -> Tensor:
-        return multiply_rows(await self.send_back(found, dispatched), dispatched.place_TK, dispatched.home)
+        rows_UV = await self.send_back(found, dispatched)
+        return multiply_rows(rows_UV, dispatched.place_TK, dispatched.home, dispatched.plan)
 
     async def request(self, rows_TK: Tensor, home: Home) -> RowRequests[Home]:
         """Ask the owners of these rows for each once. Collective."""
-        distinct = distinct_rows(rows_TK, self.table.num_rows, self.channel.size)
-        sent, asked = await SizesUnderWay(distinct.counts_P, self.channel)  # the operation's one wait for the device
+        with Beside(rows_TK) as work:
+            picks = sort_picks(rows_TK.reshape(-1))
+            distinct = distinct_rows(picks, rows_TK.shape, self.table.num_rows, self.channel.size)
+            sizes = SizesUnderWay(distinct.counts_P, self.channel)
+            plan = plan_by_place(picks, self.table.num_rows, work) if gradients_need_plan(rows_TK) else None
+        sent, asked = await sizes  # the operation's one wait for the device
+        work.join(distinct.rows_R, distinct.place_TK)
         self.channel.traffic.served_requests += sum(asked)
         asked_A = await begin_all_to_all(distinct.rows_R[: sum(sent)], sent, asked, self.channel, "row numbers")
-        asked_A = asked_A - self.shard(self.channel.rank).rows.start
-        return RowRequests(home, distinct.place_TK, asked_A, sent, asked)
+        own = self.shard(self.channel.rank).rows
+        asked_A = asked_A - own.start
+        return RowRequests(home, distinct.place_TK, plan, asked_A, plan_gradients(asked_A, len(own)), sent, asked)
 
     def send_back(self, found: Tensor, requests: RowRequests[Any]) -> Exchange:
         """[U, V], the rows that this rank asked for, in ascending order."""

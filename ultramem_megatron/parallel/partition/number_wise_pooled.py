@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from ultramem_kernels.precision import widened
+from ultramem_megatron.parallel.beside import Beside
 from ultramem_megatron.parallel.collectives import begin_all_to_all
 from ultramem_megatron.parallel.exchange import Exchange, Together
 from ultramem_megatron.parallel.host_numbers import SizesUnderWay
 from ultramem_megatron.parallel.partition.base import Picks, Shard, ValuePartition, even_range
 from ultramem_megatron.parallel.partition.by_owner import PicksByOwner, read_marks, sort_by_owner
 from ultramem_megatron.parallel.partition.grouped import multiply_groups, pool_groups
-from ultramem_megatron.parallel.partition.pooling import read_rows
+from ultramem_megatron.parallel.partition.pooling import read_rows, sum_rows
+from ultramem_megatron.parallel.partition.row_plan import PlanAhead, plan_gradients, plan_sums
 
 # Letters: P ranks of the group, T tokens of this rank, K picks per token, R = T * K, E blocks, h score cores,
 #          V value dimension; U groups of this rank's picks, A picks that came here and G groups of them.
@@ -44,6 +46,8 @@ class Errand:
     """int32 local row numbers of the picks that came here."""
     group_A: Tensor
     """int64 group of each."""
+    plan: PlanAhead | None
+    """Of the rows."""
     given: Tensor
     """What came with them: scores_Ah of a lookup, vectors_GV of inner products."""
     home: PicksByOwner
@@ -72,28 +76,29 @@ class NumberWisePooled(ValuePartition):
 
     def lookup(self, shard_nv: Tensor, dispatched: Errand) -> Tensor:
         groups = sum(dispatched.sizes.asked_groups)
-        return pool_groups(shard_nv, dispatched.rows_A, dispatched.group_A, dispatched.given, groups)
+        return pool_groups(shard_nv, dispatched.rows_A, dispatched.group_A, dispatched.given, groups, dispatched.plan)
 
     async def combine(self, found: Tensor, dispatched: Errand) -> Tensor:
         sizes, tokens = dispatched.sizes, dispatched.shape_TK[0]
-        parts_UV = widened(
-            await begin_all_to_all(found, sizes.asked_groups, sizes.sent_groups, self.channel, "partial sums")
-        )
-        pooled = parts_UV.new_zeros((tokens * self.table.blocks, self.table.value_dim))
-        pooled = pooled.index_add(0, dispatched.home.key_R[: len(parts_UV)], parts_UV)
+        sums = tokens * self.table.blocks
+        key_U = dispatched.home.key_R[: sum(sizes.sent_groups)]
+        plan = plan_sums(key_U, sums)  # while the partial sums travel
+        parts_UV = await begin_all_to_all(found, sizes.asked_groups, sizes.sent_groups, self.channel, "partial sums")
+        pooled = sum_rows(widened(parts_UV), key_U, sums, plan)
         return pooled.view(tokens, self.table.blocks, self.table.value_dim).to(found.dtype)
 
     async def dispatch_products(self, rows_TK: Tensor, vectors_TV: Tensor, tokens: Sequence[int]) -> Errand:
         token_TK = torch.arange(rows_TK.shape[0], device=rows_TK.device).unsqueeze(1).expand(rows_TK.shape)
         home, sizes = await self._find_owners(rows_TK, token_TK, rows_TK.shape[0])
         # read_rows: a vector's gradients from its owners are summed in fp32
-        vectors_UV = read_rows(vectors_TV, home.key_R[: sum(sizes.sent_groups)])
+        key_U = home.key_R[: sum(sizes.sent_groups)]
+        vectors_UV = read_rows(vectors_TV, key_U, plan_gradients(key_U, rows_TK.shape[0]))
         vectors = begin_all_to_all(vectors_UV, sizes.sent_groups, sizes.asked_groups, self.channel, "vectors")
         marked_A, vectors_GV = await Together(self._send_rows(home, sizes), vectors)
         return self._errand(marked_A, vectors_GV, home, sizes, rows_TK.shape)
 
     def lookup_products(self, shard_nv: Tensor, dispatched: Errand) -> Tensor:
-        return multiply_groups(shard_nv, dispatched.rows_A, dispatched.group_A, dispatched.given)
+        return multiply_groups(shard_nv, dispatched.rows_A, dispatched.group_A, dispatched.given, dispatched.plan)
 
     async def combine_products(self, found: Tensor, dispatched: Errand) -> Tensor:
         sizes, order_R = dispatched.sizes, dispatched.home.order_R
@@ -102,9 +107,11 @@ class NumberWisePooled(ValuePartition):
 
     async def _find_owners(self, rows_TK: Tensor, key_TK: Tensor, num_keys: int) -> tuple[PicksByOwner, Sizes]:
         """This rank's picks in the order of their owners, and how many of each rank's meet where."""
-        home = sort_by_owner(rows_TK, key_TK, num_keys, self.table.num_rows, self.channel.size)
-        # the operation's one wait for the device
-        sent_P2, asked_P2 = await SizesUnderWay(home.sizes_P2, self.channel)
+        with Beside(rows_TK, key_TK) as work:
+            home = sort_by_owner(rows_TK, key_TK, num_keys, self.table.num_rows, self.channel.size)
+            sizes_under_way = SizesUnderWay(home.sizes_P2, self.channel)
+        sent_P2, asked_P2 = await sizes_under_way  # the operation's one wait for the device
+        work.join(home.order_R, home.marked_rows_R, home.key_R)
         (sent_picks, sent_groups), (asked_picks, asked_groups) = zip(*sent_P2, strict=True), zip(*asked_P2, strict=True)
         sizes = Sizes(list(sent_picks), list(sent_groups), list(asked_picks), list(asked_groups))
         self.channel.traffic.served_requests += sum(sizes.asked_picks)
@@ -117,4 +124,6 @@ class NumberWisePooled(ValuePartition):
         self, marked_A: Tensor, given: Tensor, home: PicksByOwner, sizes: Sizes, shape_TK: torch.Size
     ) -> Errand:
         rows_A, group_A = read_marks(marked_A)
-        return Errand(rows_A - self.shard(self.channel.rank).rows.start, group_A, given, home, sizes, shape_TK)
+        own = self.shard(self.channel.rank).rows
+        rows_A = rows_A - own.start
+        return Errand(rows_A, group_A, plan_gradients(rows_A, len(own)), given, home, sizes, shape_TK)

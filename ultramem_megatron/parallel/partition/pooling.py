@@ -5,20 +5,15 @@ import math
 import torch
 from torch import Tensor
 
+from ultramem_kernels import products
 from ultramem_kernels.pool import group_of, pool, pool_backward
-from ultramem_kernels.precision import wide_type, widened
-from ultramem_megatron.parallel.partition.rows import (
-    add_rows,
-    gradient_of,
-    handed_over,
-    parts,
-    take_rows,
-)
+from ultramem_megatron.parallel.partition.row_plan import PlanAhead, taken
+from ultramem_megatron.parallel.partition.rows import add_rows, gradient_of, handed_over, take_rows
 
 # Letters: n, v this rank's rows and columns; T tokens, K picks per token, E blocks, h cores, V value dimension.
 
 
-def read_rows(shard_nv: Tensor, rows: Tensor) -> Tensor:
+def read_rows(shard_nv: Tensor, rows: Tensor, plan: PlanAhead | None = None) -> Tensor:
     """``shard_nv[rows]``, whose gradient goes straight into ``main_grad`` where Megatron's DDP gave one.
 
     With ``main_grad`` no dense [n, v] gradient is made: the parameter gets a placeholder without storage,
@@ -27,17 +22,19 @@ def read_rows(shard_nv: Tensor, rows: Tensor) -> Tensor:
     Args:
         shard_nv: Table shard, bf16 or fp32.
         rows: Local row numbers, any integer type and shape, in [0, n). Rows may repeat.
+        plan: That of ``rows``, where their gradients need one; made when they are summed if not given.
 
     Returns:
         [*rows.shape, v] in the type of the shard.
     """
-    return _ReadRows.apply(shard_nv, rows)
+    return _ReadRows.apply(shard_nv, rows, plan)
 
 
 class _ReadRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, shard_nv: Tensor, rows: Tensor) -> Tensor:
+    def forward(ctx, shard_nv: Tensor, rows: Tensor, plan: PlanAhead | None) -> Tensor:
         ctx.save_for_backward(rows)
+        ctx.plan = plan
         # a parameter for its main_grad; of rows that came from elsewhere only the shape, so that they can go
         ctx.shard = shard_nv if shard_nv.is_leaf else shard_nv.new_empty(()).expand(shard_nv.shape)
         return take_rows(shard_nv, rows)
@@ -46,11 +43,36 @@ class _ReadRows(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         (rows,) = ctx.saved_tensors
         target = gradient_of(ctx.shard)
-        add_rows(target, rows, grad)
-        return handed_over(target, ctx.shard), None
+        add_rows(target, rows, grad, ctx.plan)
+        return handed_over(target, ctx.shard), None, None
 
 
-def multiply_rows(table_nv: Tensor, rows_TK: Tensor, vectors_Tv: Tensor) -> Tensor:
+def sum_rows(given_UV: Tensor, rows_U: Tensor, num_rows: int, plan: PlanAhead | None = None) -> Tensor:
+    """``out[r] = sum over u with rows[u] = r of given[u]``, the reverse of ``read_rows``.
+
+    Args:
+        given_UV: Summed in its own type.
+        rows_U: int64, in [0, ``num_rows``). Rows may repeat.
+        num_rows: Of the result; those that are not named are zero.
+        plan: That of ``rows_U``, where sums need one; made here if not given.
+    """
+    return _SumRows.apply(given_UV, rows_U, num_rows, plan)
+
+
+class _SumRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, given_UV: Tensor, rows_U: Tensor, num_rows: int, plan: PlanAhead | None) -> Tensor:
+        ctx.save_for_backward(rows_U)
+        sums_nV = given_UV.new_zeros(num_rows, given_UV.shape[1])
+        add_rows(sums_nV, rows_U, given_UV, plan)
+        return sums_nV
+
+    @staticmethod
+    def backward(ctx, grad_nV: Tensor):
+        return take_rows(grad_nV, ctx.saved_tensors[0]), None, None, None
+
+
+def multiply_rows(table_nv: Tensor, rows_TK: Tensor, vectors_Tv: Tensor, plan: PlanAhead | None = None) -> Tensor:
     """``products[t, k] = <table[rows[t, k]], vectors[t]>``, whose gradient of the table goes as that of ``read_rows``.
 
     The rows that were read are not kept for the backward pass, which reads them again: the table must not change in
@@ -58,38 +80,44 @@ def multiply_rows(table_nv: Tensor, rows_TK: Tensor, vectors_Tv: Tensor) -> Tens
 
     Args:
         table_nv: bf16 or fp32.
-        rows_TK: Row numbers, any integer type, in [0, n). Rows may repeat.
-        vectors_Tv: One vector for each token.
+        rows_TK: Row numbers, int32 or int64, in [0, n). Rows may repeat.
+        vectors_Tv: One vector for each token, in the type of the table.
+        plan: That of ``rows_TK``, as for ``read_rows``.
 
     Returns:
         products_TK, fp32; fp64 if the table is.
     """
-    return _MultiplyRows.apply(table_nv, rows_TK, vectors_Tv)
+    return _MultiplyRows.apply(table_nv, rows_TK, vectors_Tv, plan)
 
 
 class _MultiplyRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, table_nv: Tensor, rows_TK: Tensor, vectors_Tv: Tensor) -> Tensor:
+    def forward(ctx, table_nv: Tensor, rows_TK: Tensor, vectors_Tv: Tensor, plan: PlanAhead | None) -> Tensor:
+        ctx.plan = plan
         ctx.save_for_backward(table_nv, rows_TK, vectors_Tv)
-        products_TK = torch.empty(rows_TK.shape, dtype=wide_type(table_nv), device=table_nv.device)
-        for part in parts(rows_TK, table_nv.shape[1]):
-            rows_TKv = widened(take_rows(table_nv, rows_TK[part]))
-            products_TK[part] = (rows_TKv @ widened(vectors_Tv[part]).unsqueeze(2)).squeeze(2)
-        return products_TK
+        return products.multiply_rows(table_nv, rows_TK, vectors_Tv)
 
     @staticmethod
     def backward(ctx, grad_TK: Tensor):
+        """An inner product's gradient weighs the row for the vector, and the vector for the row."""
         table_nv, rows_TK, vectors_Tv = ctx.saved_tensors
-        to_table, _, to_vectors = ctx.needs_input_grad
-        target_nv = gradient_of(table_nv) if to_table else None
-        vectors_grad_Tv = torch.empty_like(vectors_Tv) if to_vectors else None
-        for part in parts(rows_TK, table_nv.shape[1]):
-            if vectors_grad_Tv is not None:
-                rows_TKv = widened(take_rows(table_nv, rows_TK[part]))
-                vectors_grad_Tv[part] = (grad_TK[part].unsqueeze(1) @ rows_TKv).squeeze(1)
-            if target_nv is not None:
-                add_rows(target_nv, rows_TK[part], grad_TK[part].unsqueeze(2) * widened(vectors_Tv[part]).unsqueeze(1))
-        return None if target_nv is None else handed_over(target_nv, table_nv), None, vectors_grad_Tv
+        one_block_TK = torch.zeros_like(rows_TK, dtype=torch.uint8)
+        target_nv = vectors_grad = None
+        if ctx.needs_input_grad[2]:
+            vectors_grad = pool(table_nv, rows_TK, one_block_TK, grad_TK.unsqueeze(0), 1).squeeze(1)
+        if ctx.needs_input_grad[0]:
+            target_nv = gradient_of(table_nv)
+            pool_backward(
+                vectors_Tv,
+                table_nv,
+                rows_TK.reshape(-1),
+                group_of(one_block_TK, 1),
+                grad_TK.reshape(1, -1),
+                table_grad_NV=target_nv,
+                scores_need_grad=False,
+                plan=taken(ctx.plan),
+            )
+        return None if target_nv is None else handed_over(target_nv, table_nv), None, vectors_grad, None
 
 
 def pool_rows(
@@ -100,6 +128,7 @@ def pool_rows(
     blocks: int,
     columns: range,
     value_dim: int,
+    plan: PlanAhead | None = None,
 ) -> Tensor:
     """Read rows and sum those of each block, each core weighing its slice of the value dimension; summed in fp32.
 
@@ -116,6 +145,7 @@ def pool_rows(
         blocks: E.
         columns: Which columns of the whole table ``v`` are; they may span several cores' slices.
         value_dim: V; core i owns ``[i * V / h, (i + 1) * V / h)``.
+        plan: That of ``rows_TK``, as for ``read_rows``.
 
     Returns:
         pooled_TEv, in the type of the table.
@@ -123,7 +153,7 @@ def pool_rows(
     cores = _cores_of(columns, value_dim // scores_hTK.shape[0])
     if cores != list(range(scores_hTK.shape[0])):
         scores_hTK = torch.stack([scores_hTK[core] for core in cores])
-    return _PoolRows.apply(table_nv, rows_TK, blocks_TK, scores_hTK, blocks)
+    return _PoolRows.apply(table_nv, rows_TK, blocks_TK, scores_hTK, blocks, plan)
 
 
 def _cores_of(columns: range, width: int) -> list[int]:
@@ -140,9 +170,17 @@ def _cores_of(columns: range, width: int) -> list[int]:
 
 class _PoolRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, table_nv: Tensor, rows_TK: Tensor, blocks_TK: Tensor, scores_hTK: Tensor, blocks: int) -> Tensor:
+    def forward(
+        ctx,
+        table_nv: Tensor,
+        rows_TK: Tensor,
+        blocks_TK: Tensor,
+        scores_hTK: Tensor,
+        blocks: int,
+        plan: PlanAhead | None,
+    ) -> Tensor:
         ctx.save_for_backward(table_nv, rows_TK, blocks_TK, scores_hTK)
-        ctx.blocks = blocks
+        ctx.blocks, ctx.plan = blocks, plan
         # a parameter for its main_grad, which what comes back through hooks on saved tensors need not have
         ctx.owner = table_nv if table_nv.is_leaf else None
         return pool(table_nv, rows_TK, blocks_TK, scores_hTK, blocks)
@@ -160,6 +198,7 @@ class _PoolRows(torch.autograd.Function):
             scores_hTK.flatten(1),
             table_grad_NV=target_nv,
             scores_need_grad=ctx.needs_input_grad[3],
+            plan=taken(ctx.plan),
         )
         table_grad = None if target_nv is None else handed_over(target_nv, owner)
-        return table_grad, None, None, None if scores_grad is None else scores_grad.view(scores_hTK.shape), None
+        return table_grad, None, None, None if scores_grad is None else scores_grad.view(scores_hTK.shape), None, None

@@ -3,34 +3,18 @@
 import torch
 from torch import Tensor
 
-from ultramem_kernels.pool import fetch_rows
+from ultramem_kernels import pool as kernels
 from ultramem_kernels.precision import wide_type
+from ultramem_megatron.parallel.partition.row_plan import PlanAhead, taken
 
-# Letters: n, v this rank's rows and columns; T tokens, K picks per token.
-
-PART_ELEMENTS = 2**19
-"""Rows are multiplied so many elements at a time, 2 MiB in fp32, which stay in a CPU's cache."""
-CUDA_PART_ELEMENTS = 2**24
-"""64 MiB: enough to keep a GPU busy, where what all picks read would be gigabytes."""
-
-
-def parts(rows: Tensor, width: int) -> list[slice]:
-    """Consecutive entries of ``rows`` whose rows, ``width`` wide, hold the elements of a part together; one at least.
-
-    Args:
-        rows: Row numbers, [T, K] or one after the other.
-        width: Columns read of each.
-    """
-    elements = CUDA_PART_ELEMENTS if rows.is_cuda else PART_ELEMENTS
-    size = max(1, elements // max(1, rows[:1].numel() * width))
-    return [slice(start, start + size) for start in range(0, rows.shape[0], size)]
+# Letters: n, v this rank's rows and columns.
 
 
 def take_rows(table_nv: Tensor, rows: Tensor) -> Tensor:
     """[*rows.shape, v]."""
     flat = rows.reshape(-1)
     ahead = table_nv.device.type == "cpu" and table_nv.is_contiguous()
-    read = fetch_rows(table_nv, flat) if ahead else table_nv.index_select(0, flat)
+    read = kernels.fetch_rows(table_nv, flat) if ahead else table_nv.index_select(0, flat)
     return read.view(*rows.shape, table_nv.shape[1])
 
 
@@ -51,10 +35,10 @@ def handed_over(target_nv: Tensor, table_nv: Tensor) -> Tensor:
     return _without_storage(table_nv)
 
 
-def add_rows(target_nv: Tensor, rows: Tensor, grad: Tensor) -> None:
-    """Add [*rows.shape, v] to the rows of ``target_nv``, in its type."""
-    flat = grad.reshape(-1, grad.shape[-1])
-    target_nv.index_add_(0, rows.reshape(-1), flat.to(target_nv.dtype))
+def add_rows(target_nv: Tensor, rows: Tensor, grad: Tensor, plan: PlanAhead | None = None) -> None:
+    """Add [*rows.shape, v] to the rows of ``target_nv``, in its type. ``plan``: that of ``rows``."""
+    flat = grad.reshape(-1, target_nv.shape[1])
+    kernels.add_rows(target_nv, rows.reshape(-1), flat, taken(plan))
 
 
 def _without_storage(like: Tensor) -> Tensor:
