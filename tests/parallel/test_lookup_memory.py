@@ -45,6 +45,7 @@ def kept_bytes(name: PartitionName, dtype: torch.dtype) -> int:
     [
         (PartitionName.REPLICATED, 1),
         (PartitionName.NUMBER_WISE, 2),
+        (PartitionName.NUMBER_WISE_POOLED, 2),
         (PartitionName.DIMENSION_WISE, 2),
         (PartitionName.GRID, 4),
     ],

@@ -123,7 +123,8 @@ def pin_reason(memory: MemoryConfig, candidate: Split | Candidate) -> str:
 def _candidate(problem: Problem, split: Split) -> Candidate:
     config, workload = problem.config, problem.workload
     partition, ranks, node_size = split.partition, split.parallel_size, split.node_size
-    memory = rank_memory(config, workload, partition, ranks, node_size)
+    on_gpu = problem.cluster.profile.device == "gpu"
+    memory = rank_memory(config, workload, partition, ranks, node_size, on_gpu=on_gpu)
     shape_reason = _shape_reason(config.memory, partition, ranks, node_size)
     reasons = (
         (Rejection.SHAPE, shape_reason),

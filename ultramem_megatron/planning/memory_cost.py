@@ -1,7 +1,7 @@
 """Bytes of memory of one rank, by part, on the most loaded pipeline stage.
 
 Weights, gradients and optimizer state are counted exactly (Megatron's padding apart); activations and lookup
-buffers are estimates. Not counted: the reserve of the cluster, the workspace of kernels and collectives.
+buffers are estimates, which on a GPU hold the plans of ``plan_buffers.py`` too. Not counted: the reserve of the cluster, the workspace of kernels and collectives.
 """
 
 from dataclasses import dataclass, fields
@@ -27,6 +27,7 @@ from ultramem_megatron.planning.model_size import (
     mlp_parameters,
     router_parameters,
 )
+from ultramem_megatron.planning.plan_buffers import partial_bytes, plan_bytes
 from ultramem_megatron.planning.skew import expected_distinct
 from ultramem_megatron.planning.workload import Workload
 
@@ -65,11 +66,26 @@ class MemoryCost:
 
 
 def rank_memory(
-    config: RunConfig, workload: Workload, partition: PartitionName, ranks: int, node_size: int = 1
+    config: RunConfig,
+    workload: Workload,
+    partition: PartitionName,
+    ranks: int,
+    node_size: int = 1,
+    *,
+    on_gpu: bool = False,
 ) -> MemoryCost:
-    """Memory of a rank of the stage that needs most, with tables split by ``partition`` over ``ranks`` ranks."""
+    """Memory of a rank of the stage that needs most, with tables split by ``partition`` over ``ranks`` ranks.
+
+    Args:
+        config: The run.
+        workload: What it makes a rank do.
+        partition: How tables are split.
+        ranks: P.
+        node_size: L.
+        on_gpu: Whether gradients are summed by plans, which a CPU does without.
+    """
     stages = range(config.parallelism.pipeline)
-    costs = (_stage_memory(config, workload, partition, ranks, node_size, stage) for stage in stages)
+    costs = (_stage_memory(config, workload, partition, ranks, node_size, stage, on_gpu) for stage in stages)
     return max(costs, key=lambda cost: cost.total_bytes)
 
 
@@ -117,7 +133,13 @@ def table_moments_bytes(optimizer: OptimizerConfig) -> int:
 
 
 def _stage_memory(
-    config: RunConfig, workload: Workload, partition: PartitionName, ranks: int, node_size: int, stage: int
+    config: RunConfig,
+    workload: Workload,
+    partition: PartitionName,
+    ranks: int,
+    node_size: int,
+    stage: int,
+    on_gpu: bool,
 ) -> MemoryCost:
     tables = workload.tables_of_stage[stage]
     shard = layer_shard_elements(config.memory, partition, ranks, node_size)
@@ -129,6 +151,10 @@ def _stage_memory(
     experts = weight_state_bytes(_expert_parameters(config), workload.element_bytes, expert_copies)
     # 1F1B: a stage holds the activations of as many micro-batches as there are stages from here to the end
     in_flight = min(workload.micro_batches, config.parallelism.pipeline - stage)
+    lookups = in_flight * tables * _layer_buffers(workload.lookup, partition, ranks, node_size)
+    if on_gpu and tables:
+        lookups += in_flight * tables * plan_bytes(workload.lookup, partition, ranks, node_size)
+        lookups += partial_bytes(workload.lookup, partition, ranks, node_size)
     return MemoryCost(
         table_weights=table[0],
         table_gradients=table[1],
@@ -140,7 +166,7 @@ def _stage_memory(
         expert_gradients=experts[1],
         expert_optimizer=experts[2],
         activations=_activations(config, workload, in_flight) + _logits(config, workload, stage),
-        lookup_buffers=in_flight * tables * _layer_buffers(workload.lookup, partition, ranks, node_size),
+        lookup_buffers=lookups,
     )
 
 
