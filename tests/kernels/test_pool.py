@@ -126,23 +126,6 @@ def test_operators_are_well_formed(blocks: int) -> None:
     )
 
 
-@pytest.mark.slow
-def test_a_compiled_model_around_the_operator_equals_the_eager_one() -> None:
-    """In one graph, without a break."""
-    table, rows, chosen, scores = draw((5, 3, 7, 16, 4, 2), torch.float32, torch.float32)
-    mix = torch.randn(16, 16, requires_grad=True)
-
-    def model(table: Tensor, scores: Tensor) -> Tensor:
-        return torch.relu(pool(table @ mix, rows, chosen, scores * 2, 4)).sum()
-
-    results = []
-    for run in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
-        loss = run(table, scores)
-        results.append([loss, *torch.autograd.grad(loss, (table, scores, mix))])
-    for eager, compiled in zip(*results, strict=True):
-        torch.testing.assert_close(compiled, eager)
-
-
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
 @pytest.mark.parametrize("width", [1, 3, 16, 200])
 def test_fetched_rows_are_the_rows(width: int, dtype: torch.dtype) -> None:

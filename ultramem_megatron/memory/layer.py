@@ -99,6 +99,7 @@ class MemoryLayer(nn.Module):
         """The value table, and that of the pre-values where the variant has one."""
         return [self.table] if self.pre_values is None else [self.table, self.pre_values.table]
 
+    @torch.compiler.disable  # nor may torch.compile trace into the beginning of a coroutine, see ``Underway.advance``
     async def look_up(self, x_sbD: Tensor) -> Tensor:
         """[s, b, D] -> [s, b, D]. Collective; the order of sums and draws does not depend on what is done meanwhile."""
         x_sbD = self.place.share.enter(x_sbD)

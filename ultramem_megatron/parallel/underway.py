@@ -7,6 +7,8 @@ it goes on when its owner says so. All ranks must say so at the same places of t
 from collections.abc import Coroutine
 from typing import Any, Generic, TypeVar
 
+import torch
+
 Result = TypeVar("Result")
 
 
@@ -23,6 +25,7 @@ class Underway(Generic[Result]):
         """Whether it has its result."""
         return bool(self._results)
 
+    @torch.compiler.disable  # torch.compile would trace into the coroutine, and fail: it cannot go on within one
     def advance(self) -> None:
         """Wait for what it waits for, and go on up to the next such thing, or to its end."""
         try:
