@@ -7,7 +7,9 @@ import torch
 
 from ultramem_kernels.candidates import best_candidates, best_candidates_reference
 from ultramem_kernels.grid_top_m import grid_top_m, grid_top_m_reference
+from ultramem_kernels.index_plan import CHUNK_PICKS, make_plan, sort_picks
 from ultramem_kernels.pool import (
+    add_rows,
     group_of,
     pool,
     pool_backward,
@@ -16,6 +18,7 @@ from ultramem_kernels.pool import (
     pool_reference,
     torch_path,
 )
+from ultramem_kernels.products import multiply_rows, multiply_rows_reference
 from ultramem_kernels.table_update import AdamW, update_table, update_table_reference
 from ultramem_megatron.testing.tolerances import assert_agrees
 
@@ -109,3 +112,35 @@ def test_update(device: torch.device, dtype: torch.dtype, moments: torch.dtype, 
     touched = (grad != 0).to(device) if touched_only else torch.ones(shape, dtype=torch.bool, device=device)
     assert torch.equal(given[0][touched], given[1].to(dtype)[touched]), "the master, rounded once"
     assert given[4].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_are_added_by_a_plan_with_the_same_bits(device: torch.device, dtype: torch.dtype) -> None:
+    """Half of them to three rows, with a plan made ahead and without."""
+    rows = draw(dtype, 8, 1, 1)[1].view(-1)
+    given, into = torch.randn(len(rows), 72).to(dtype), torch.full((ROWS, 72), 0.5)
+    expected = into.double().index_add(0, rows, given.double())
+    found = []
+    for planned in (True, False):
+        target, there = into.to(device, copy=True), rows.to(device)
+        add_rows(target, there, given.to(device), make_plan(sort_picks(there), ROWS) if planned else None)
+        found.append(target)
+    assert torch.equal(*found)
+    assert_agrees(found[0], expected, computed_in=torch.float32, summed_terms=4 * CHUNK_PICKS)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [72, 256, 1024])
+def test_products_and_their_gradients(device: torch.device, dtype: torch.dtype, width: int) -> None:
+    table, rows, _, _ = draw(dtype, width, 1, 1)
+    vectors, cotangent = torch.randn(TOKENS, width).to(dtype), torch.randn(TOKENS, PICKS)
+    here = [x.double().requires_grad_() for x in (table, vectors)]
+    there = [x.to(device).requires_grad_() for x in (table, vectors)]
+    expected = multiply_rows_reference(here[0], rows, here[1])
+    found = multiply_rows(there[0], rows.to(device), there[1])
+    assert_agrees(found, expected.detach(), computed_in=torch.float32, summed_terms=width)
+    expected.backward(cotangent.double())
+    found.backward(cotangent.to(device))
+    for x, oracle in zip(there, here, strict=True):
+        assert x.grad is not None and oracle.grad is not None
+        assert_agrees(x.grad, oracle.grad, computed_in=dtype, summed_terms=TOKENS * PICKS)

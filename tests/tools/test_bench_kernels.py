@@ -43,12 +43,13 @@ def test_the_step_of_a_table_is_measured_and_equals_adamw() -> None:
 
 @pytest.mark.slow
 def test_every_kernel_is_measured_with_its_error(tmp_path: Path) -> None:
-    out = tmp_path / "kernels.json"
-    done = run("--model", "tiny", "--tokens", "16", "--repeats", "1", "--json", str(out))
+    out, peer = tmp_path / "kernels.json", ("--peer", "kernel_bench.peers:embedding_bag")
+    done = run("--model", "tiny", "--tokens", "16", "--repeats", "1", "--json", str(out), *peer)
     assert done.returncode == 0, done.stderr
     report = json.loads(out.read_text())
     ours = [line for line in report["lines"] if line["who"] == "ultramem"]
-    assert {line["phase"] for line in ours} == {"forward", "backward", "update", "stage 1", "stage 2"}
+    assert {line["phase"] for line in ours} == {"forward", "backward", "products", "update", "stage 1", "stage 2"}
+    assert any(line["who"].startswith("kernel_bench.peers:embedding_bag") for line in report["lines"])
     assert {line["draw"] for line in ours} == {"uniform", "zipf", "equal", "dense", "tenth", "normal"}
     assert all(line["error"] is not None and line["error"] <= 1e-2 for line in ours if line["phase"] != "update")
 

@@ -11,15 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernel_bench.peers import measure_peers, measure_products
 from kernel_bench.timing import Clock
 from ultramem_kernels.candidates import best_candidates, best_candidates_reference
 from ultramem_kernels.grid_top_m import grid_top_m, grid_top_m_reference
+from ultramem_kernels.index_plan import IndexPlan, make_plan, sort_picks
 from ultramem_kernels.pool import group_of, pool, pool_backward, pool_reference
 from ultramem_kernels.table_update import AdamW, update_table
 
 # Letters: N rows of the table, V value dimension, T tokens, K picks per token, E blocks, h score cores.
 
 DEFAULT_TOKENS = 8192
+EVERY_TOKENS, EVERY_SHARD = (1024, 8192, 65536), (1, 64)
 CHECKED_TOKENS, CHECKED_ROWS = 64, 64
 PLAIN_BYTES = 8 * 2**30
 """Gather and einsum keeps T * K rows in fp32; beyond this it is left out."""
@@ -115,22 +118,29 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         flush=True,
     )
     gathers = {}
-    for model in arguments.model or REAL:
-        table_NV = make_table(MODELS[model], arguments.shard_of, device)
-        for draw, tokens in itertools.product(arguments.draw or DRAWS, arguments.tokens or [DEFAULT_TOKENS]):
+    all_tokens = arguments.tokens or (EVERY_TOKENS if arguments.every_shape else [DEFAULT_TOKENS])
+    shards = EVERY_SHARD if arguments.every_shape else [arguments.shard_of]
+    for model, shard_of in itertools.product(arguments.model or REAL, shards):
+        table_NV = make_table(MODELS[model], shard_of, device)
+        for draw, tokens in itertools.product(arguments.draw or DRAWS, all_tokens):
+            where = (model, f"{draw} /{shard_of}" if shard_of > 1 else draw, tokens)
             lookup = make_lookup(MODELS[model], table_NV, draw, tokens)
-            gathers[f"{model} {draw} {tokens}"] = clock.gather_rate(table_NV, lookup.rows_TK)
-            measure_lookup(run, (model, draw, tokens), lookup)
+            gathers[" ".join(map(str, where))] = clock.gather_rate(table_NV, lookup.rows_TK)
+            measure_lookup(run, where, lookup)
+            measure_products(run, where, lookup, plain=lookup.rows_TK.numel() * table_NV.shape[1] * 4 < PLAIN_BYTES)
+            measure_peers(run, where, lookup, arguments.peer or [])
+        if shard_of != shards[0]:
+            continue
         measure_update(run, model, table_NV)
         del table_NV
-        for tokens in arguments.tokens or [DEFAULT_TOKENS]:
+        for tokens in all_tokens:
             measure_retrieval(run, model, tokens, device)
     again = clock.copy_rate()
     return {
         "device": name,
         "torch": torch.__version__,
         "repeats": arguments.repeats,
-        "rows_are_one_of": arguments.shard_of,
+        "rows_are_one_of": list(shards),
         "copy_bytes_per_second": [run.copy_rate, again],
         "gather_bytes_per_second": gathers,
         "lines": [asdict(line) for line in run.lines],
@@ -192,14 +202,34 @@ def measure_lookup(run: Run, where: tuple[str, str, int], lookup: Lookup) -> Non
     main_grad = torch.zeros(table.shape, device=table.device)
     grad, group = lookup.grad_TEV.flatten(0, 1), group_of(blocks, lookup.blocks)
 
-    def backward() -> Tensor | None:
+    def backward(plan: IndexPlan | None = None) -> Tensor | None:
         return pool_backward(
-            grad, table, rows.view(-1), group, scores.flatten(1), table_grad_NV=main_grad, scores_need_grad=True
+            grad,
+            table,
+            rows.view(-1),
+            group,
+            scores.flatten(1),
+            table_grad_NV=main_grad,
+            scores_need_grad=True,
+            plan=plan,
         )
 
     backward()
     error = error_of_backward(lookup, main_grad)
     run.add(where, "backward", "ultramem", backward, needed, error)
+    if table.is_cuda:
+        measure_planned(run, where, lookup, backward, needed)
+
+
+def measure_planned(
+    run: Run, where: tuple[str, str, int], lookup: Lookup, backward: Callable[..., Tensor | None], needed: float
+) -> None:
+    """What training does: the plan is made beside the main stream, and backward finds it there."""
+    rows_A, num_rows = lookup.rows_TK.view(-1), lookup.table_NV.shape[0]
+    made = lambda: make_plan(sort_picks(rows_A), num_rows)  # noqa: E731
+    run.add(where, "plan", "ultramem", made)
+    plan = made()
+    run.add(where, "backward", "ultramem, plan made ahead", lambda: backward(plan), needed)
 
 
 def bag_of(lookup: Lookup) -> Callable[[], Tensor]:

@@ -1,7 +1,8 @@
 """Bytes of memory of one rank, by part, on the most loaded pipeline stage.
 
 Weights, gradients and optimizer state are counted exactly (Megatron's padding apart); activations and lookup
-buffers are estimates, which on a GPU hold the plans of ``plan_buffers.py`` too. Not counted: the reserve of the cluster, the workspace of kernels and collectives.
+buffers are estimates, which on a GPU hold the plans of ``plan_buffers.py`` too. Not counted: the reserve of the
+cluster, the workspace of other kernels and of collectives.
 """
 
 from dataclasses import dataclass, fields
