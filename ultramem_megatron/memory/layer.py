@@ -15,8 +15,10 @@ from ultramem_kernels.precision import widened
 from ultramem_megatron.memory.auxiliary_loss import attach_loss, core_penalty
 from ultramem_megatron.memory.initial_rules import InitialRule
 from ultramem_megatron.memory.pre_values import PreValues
+from ultramem_megatron.memory.product_keys import ProductKeyRetrieval
 from ultramem_megatron.memory.token_share import TokenShare
 from ultramem_megatron.memory.tucker import TuckerRetrieval
+from ultramem_megatron.memory.value_expansion import OneBlock, PlainSlots, SlotShuffle
 from ultramem_megatron.memory.value_table import ValueTable
 from ultramem_megatron.parallel.partition.base import Picks
 from ultramem_megatron.parallel.underway import finish
@@ -63,8 +65,8 @@ class MemoryLayer(nn.Module):
         self,
         *,
         place: LayerPlace,
-        retrieval: nn.Module,
-        addresses: nn.Module,
+        retrieval: ProductKeyRetrieval,
+        addresses: SlotShuffle | OneBlock | PlainSlots,
         table: ValueTable,
         projection: OutputProjection | None,
         pre_values: PreValues | None = None,
@@ -115,8 +117,8 @@ class MemoryLayer(nn.Module):
 
     def retrieve(self, x_sbD: Tensor) -> Picks:
         """The picks of this rank's tokens."""
-        slots_TK, scores_hTK = self.retrieval(x_sbD)
-        rows_TK, blocks_TK = self.addresses(slots_TK)
+        addresses = self.addresses.of_grid(self.retrieval.shape.grid_side)
+        rows_TK, blocks_TK, scores_hTK = self.retrieval.pick(x_sbD, addresses)
         return Picks(rows_TK, blocks_TK, scores_hTK.to(self.table.weight.dtype))
 
     def _draw_kept(self, x_sbD: Tensor) -> Tensor | None:
