@@ -48,7 +48,7 @@ def test_every_kernel_is_measured_with_its_error(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     report = json.loads(out.read_text())
     ours = [line for line in report["lines"] if line["who"] == "ultramem"]
-    assert {line["phase"] for line in ours} == {"forward", "backward", "update", "stage 1", "stage 2"}
+    assert {line["phase"] for line in ours} == {"forward", "backward", "update", "stage 1", "stage 2", "gradient 2"}
     assert {line["draw"] for line in ours} == {"uniform", "zipf", "equal", "dense", "tenth", "normal"}
     assert all(line["error"] is not None and line["error"] <= 1e-2 for line in ours if line["phase"] != "update")
 

@@ -26,15 +26,27 @@ class Addresses:
 
     def locate(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         """int64 slots in [0, S * S) -> int32 rows, uint8 blocks, same shape."""
-        address = slots if self.offsets_RS is None else self._shuffle(slots, self.offsets_RS)
-        row = (address % self.num_rows).int()
-        if self.one_block:
-            return row, torch.zeros_like(slots, dtype=torch.uint8)
-        return row, (address // self.num_rows).to(torch.uint8)
+        return self.locate_keys(slots // self.side, slots % self.side)
 
-    def _shuffle(self, slots: Tensor, offsets_RS: Tensor) -> Tensor:
-        left, right = slots // self.side, slots % self.side
+    def locate_keys(self, row_keys: Tensor, column_keys: Tensor) -> tuple[Tensor, Tensor]:
+        """int64 row and column keys of slots, ``row * S + column`` -> as ``locate``."""
+        # int32 where it will do: half of the memory, and a CPU is ten times as fast
+        kind = torch.int32 if self.side**2 <= 2**31 else torch.int64
+        left, right = row_keys.to(kind), column_keys.to(kind)
+        if self.offsets_RS is not None:
+            left, right = self._shuffle(left, right, self.offsets_RS)
+        address = torch.add(right, left, alpha=self.side)
+        first = torch.zeros_like(address, dtype=torch.uint8)
+        if self.num_rows == self.side**2:
+            return address.int(), first
+        block = address // self.num_rows
+        row = torch.sub(address, block, alpha=self.num_rows).int()
+        return row, first if self.one_block else block.to(torch.uint8)
+
+    def _shuffle(self, left: Tensor, right: Tensor, offsets_RS: Tensor) -> tuple[Tensor, Tensor]:
         for offsets_S in offsets_RS:
+            moved = left + offsets_S.index_select(0, right.reshape(-1)).view(right.shape)
+            moved.sub_((moved >= self.side).to(moved.dtype), alpha=self.side)
             # each round is undone by subtracting, so the whole is a bijection of the grid
-            left, right = right, (left + offsets_S[right]) % self.side
-        return left * self.side + right
+            left, right = right, moved
+        return left, right
