@@ -28,6 +28,15 @@ from ultramem_launch import exit_codes
 from ultramem_launch.child import die_with_parent, name_process
 
 POLL_SECONDS = 0.005
+CUDA_MEMORY = "/dev/nvidia-uvm"
+
+WHILE_IMPORTING = {
+    # numpy's OpenBLAS starts its threads when it is loaded. Ranks compute with torch, which starts its own later
+    "OPENBLAS_NUM_THREADS": "1",
+    # dist_checkpointing/strategies/torch.py of megatron-core asks for CUDA, and torch would begin it to find out
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+}
+"""Environment variables."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """Those that a launcher takes and hands on."""
@@ -44,7 +53,7 @@ class Template:
 
     def load(self) -> str:
         """Import them into this process. Returns why it must not be forked; empty if it may."""
-        with _one_blas_thread(), warnings.catch_warnings():
+        with _variables(WHILE_IMPORTING), warnings.catch_warnings():
             # they say what they lack; `ultramem doctor` says it once, and what is used instead
             warnings.simplefilter("ignore")
             try:
@@ -133,8 +142,8 @@ def fork_hazard() -> str:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return "CUDA is initialised"
-    device = next((target for target in _open_files() if target.startswith("/dev/nvidia")), "")
-    return f"it has opened {device}" if device else ""
+    # the driver opens it for whoever begins to use CUDA, and not for NVML, which may be asked before a fork
+    return f"it has opened {CUDA_MEMORY}" if CUDA_MEMORY in _open_files() else ""
 
 
 def _open_files() -> Iterator[str]:
@@ -146,17 +155,16 @@ def _open_files() -> Iterator[str]:
 
 
 @contextmanager
-def _one_blas_thread() -> Iterator[None]:
-    """numpy's OpenBLAS starts its threads when it is loaded. Ranks compute with torch, which starts its own later."""
-    name = "OPENBLAS_NUM_THREADS"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
+def _variables(during: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for a while."""
+    before = {name: os.environ[name] for name in during if name in os.environ}
+    os.environ.update(during)
     try:
         yield
     finally:
-        os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before
+        for name in during:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 class ForkedProcess:

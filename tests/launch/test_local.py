@@ -58,6 +58,7 @@ def launch(tmp_path: Path, way: str) -> Iterator[Launch]:
     (tmp_path / "launcher.py").write_text(LAUNCHER)
     started: list[subprocess.Popen[str]] = []
     unset = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "PYTHONSAFEPATH", "PYTHONUNBUFFERED")
+    unset += ("OPENBLAS_NUM_THREADS", "PYTORCH_NVML_BASED_CUDA_CHECK")
     environment = {name: value for name, value in os.environ.items() if name not in unset}
     path = os.pathsep.join(path for path in sys.path if path)
 
@@ -231,7 +232,19 @@ while not Path("go on").exists():
 
 @forked_only
 @pytest.mark.parametrize(
-    "imported", ["import threading, time\nthreading.Thread(target=time.sleep, args=(1,)).start()", "raise ValueError"]
+    "imported",
+    [
+        pytest.param("import threading, time\nthreading.Thread(target=time.sleep, args=(0.5,)).start()", id="a-thread"),
+        pytest.param(
+            "from ultramem_launch import template\ntemplate.CUDA_MEMORY = __file__\nfile = open(__file__)", id="cuda"
+        ),
+        pytest.param(
+            "import sys, types\n"
+            "sys.modules['torch'] = types.SimpleNamespace(cuda=types.SimpleNamespace(is_initialized=lambda: True))",
+            id="torch-says-cuda",
+        ),
+        pytest.param("raise ValueError", id="a-failure"),
+    ],
 )
 def test_what_cannot_be_forked_is_started_as_a_command(launch: Launch, tmp_path: Path, imported: str) -> None:
     """As ``python -m ultramem_launch``, in whose place a package of that name in the working folder stands."""
@@ -244,12 +257,19 @@ def test_a_fork_is_like_a_process_of_its_own(launch: Launch, tmp_path: Path) -> 
     body = """
 import atexit, random, threading
 import numpy
-assert "imported" in sys.modules
+assert sys.modules["imported"].during == ["1", "1"]
+assert not any(name in os.environ for name in sys.modules["imported"].names)
 Path(f"{rank}").write_text(json.dumps([random.random(), numpy.random.rand(), Path("/proc/self/comm").read_text()]))
 atexit.register(print, f"rank {rank} is through")
 threading.Thread(target=lambda: (time.sleep(0.1), print(f"thread of rank {rank}"))).start()
 """
-    status, stdout, stderr = finish(launch(body, 3, imported="import numpy"))
+    imported = """
+import os
+import numpy
+names = ("OPENBLAS_NUM_THREADS", "PYTORCH_NVML_BASED_CUDA_CHECK")
+during = [os.environ[name] for name in names]
+"""
+    status, stdout, stderr = finish(launch(body, 3, imported=imported))
     assert (status, stderr) == (0, "")
     told = [json.loads((tmp_path / "work" / str(rank)).read_text()) for rank in range(3)]
     assert len({row[0] for row in told}) == len({row[1] for row in told}) == 3, "each draws its own numbers"
