@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from subprocess import TimeoutExpired
 from typing import NoReturn
@@ -68,7 +69,7 @@ class Template:
 
         Args:
             arguments: Its command line, without the program.
-            environment: Variables on top of those of this process.
+            environment: Variables on top of those of this process; ``RANK`` among them.
         """
         sys.stdout.flush()  # else both would print what is held back
         sys.stderr.flush()
@@ -90,20 +91,24 @@ class Template:
         """The life of a rank; never returns, as what stands on the stack is its parent's."""
         status = exit_codes.FAILED
         try:
-            die_with_parent(parent)
-            for number in STOP_SIGNALS:
-                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
-            os.environ.update(environment)
-            sys.argv = [sys.argv[0], *arguments]
-            name_process(f"ultramem {environment.get('RANK', '')}")
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            if "numpy" in sys.modules:
-                sys.modules["numpy"].random.seed()  # Python's own generator does so by itself
-            status = _status_of(self.main)
+            status = _status_of(partial(self._run, parent, unblocked, arguments, environment))
             _leave()
         finally:
             os._exit(status)
+
+    def _run(self, parent: int, unblocked: set[int], arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Make of a copy of the parent what a process of its own would be, and go to work."""
+        die_with_parent(parent)
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+        os.environ.update(environment)
+        sys.argv = [sys.argv[0], *arguments]
+        name_process(f"ultramem {environment['RANK']}")
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        if "numpy" in sys.modules:
+            sys.modules["numpy"].random.seed()  # Python's own generator does so by itself
+        self.main()
 
 
 def _status_of(main: Callable[[], object]) -> int:
