@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     from ultramem_megatron.planning.fingerprint import Fingerprint
     from ultramem_megatron.planning.plan import Plan
 
+RANK_IMPORTS = (
+    "ultramem_megatron.measuring.fingerprint",
+    "ultramem_megatron.parallel.mcore_repairs",
+    "ultramem_megatron.planning.choose",
+    "ultramem_megatron.training.pretrain",
+)
+"""What a rank imports; with it comes the rest."""
+
 
 def check_run(config: "RunConfig", run_dir: Path, world_size: int) -> None:
     """What can be told before any process is started.

@@ -30,7 +30,7 @@ from ultramem_megatron.training.setup import build_run_groups, build_train_state
 from ultramem_megatron.training.state import TrainState
 from ultramem_megatron.training.step import GoBack
 from ultramem_megatron.training.stop import StopRequest
-from ultramem_megatron.training.stragglers import ReportStragglers
+from ultramem_megatron.training.stragglers import MeasureWork, ReportStragglers
 from ultramem_megatron.training.validation import Validate
 from ultramem_megatron.training.watchdog import TakesLong, Watchdog, Watched
 
@@ -77,9 +77,8 @@ def pretrain(
         while True:
             with _open_publisher(config, plan, run_dir, state) as publisher:
                 save = SaveCheckpoints(run_dir / CHECKPOINTS, training_data.fingerprint, state, publisher)
-                hooks = _hooks(publisher, events, watchdog, state, validation_data, save)
-                if config.resilience.straggler_ratio:
-                    hooks.insert(0, ReportStragglers(publisher, events, meter, state))
+                reports = _reports(publisher, events, meter, state)
+                hooks = _hooks(publisher, reports, watchdog, validation_data, save)
                 try:
                     return run_loop(state, state.training_batches(training_data), hooks, stop)
                 except DivergedError as end:
@@ -108,21 +107,28 @@ def write_run_files(config: RunConfig, plan: Plan, run_dir: Path) -> None:
     dist.barrier()
 
 
-def _hooks(
-    publisher: Publisher,
-    events: EventLog,
-    watchdog: Watchdog,
-    state: TrainState,
-    validation_data: dict[str, TokenSource],
-    save: SaveCheckpoints,
-) -> list[Hook]:
-    """In the order in which they act; a step is reported before it is saved."""
-    hooks: list[Hook] = [
-        Watched(watchdog),
+def _reports(publisher: Publisher, events: EventLog, meter: WorkMeter, state: TrainState) -> list[Hook]:
+    """Hooks that say what a step was, in the order in which they act."""
+    steps: list[Hook] = [
         ReportSteps(publisher, state.config),
         ReportBadSteps(publisher, events),
         ReportMemory(publisher, state),
     ]
+    if not state.config.resilience.straggler_ratio:
+        return steps
+    work = MeasureWork(meter, state)
+    return [work, *steps, ReportStragglers(publisher, events, work, state)]
+
+
+def _hooks(
+    publisher: Publisher,
+    reports: list[Hook],
+    watchdog: Watchdog,
+    validation_data: dict[str, TokenSource],
+    save: SaveCheckpoints,
+) -> list[Hook]:
+    """In the order in which they act; a step is reported before it is saved."""
+    hooks = [Watched(watchdog), *reports]
     if validation_data:
         hooks.append(TakesLong(Validate(publisher, validation_data), watchdog, "validation"))
     return [*hooks, TakesLong(save, watchdog, "saving a checkpoint")]

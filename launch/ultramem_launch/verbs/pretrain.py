@@ -29,9 +29,9 @@ def pretrain(
     Example: ultramem pretrain quickstart training.steps=500 --run-dir runs/first --local 4
     """
     from ultramem_launch.ending import Ending, Outcome, clear_ending, record_ending
-    from ultramem_launch.local import run_local_processes
+    from ultramem_launch.local import run_local_processes, ultramem
     from ultramem_launch.place import is_one_of_several, refuse_nested_launch
-    from ultramem_launch.pretrain import check_run, run_rank
+    from ultramem_launch.pretrain import RANK_IMPORTS, check_run, run_rank
 
     if local:
         refuse_nested_launch(local)
@@ -45,7 +45,9 @@ def pretrain(
     options += ["--plan", str(plan)] if plan else []
     options += ["--cluster", cluster] if cluster else []
     arguments = ["pretrain", config, *(overrides or []), *options]
-    status = run_local_processes(local, arguments, on_killed=functools.partial(_name_killed, run_dir))
+    status = run_local_processes(
+        local, arguments, ultramem(RANK_IMPORTS), on_killed=functools.partial(_name_killed, run_dir)
+    )
     if status in (exit_codes.FINISHED, exit_codes.STOPPED):
         _say_where(run_dir, status)
     elif status != exit_codes.BAD_INPUT:
