@@ -22,8 +22,6 @@ AFTER_STEP = 15
 HANG_SECONDS = 8.0
 MAX_BAD_STEPS = 3
 TMPFS_BYTES = 64 << 20
-SPARE_BYTES = 64 << 10
-"""Left free by who fills a disk: less than a checkpoint takes."""
 
 
 def killed_rank(trial: Trial) -> None:
@@ -212,10 +210,10 @@ def tmpfs(folder: Path) -> Iterator[None]:
 
 
 def fill(filler: Path) -> float:
-    """Take what is free on the disk, up to a little. Returns the time."""
+    """Take what is free on the disk, to the last byte. Returns the time."""
     free = os.statvfs(filler.parent)
     with filler.open("wb") as stream:
-        os.posix_fallocate(stream.fileno(), 0, free.f_bavail * free.f_frsize - SPARE_BYTES)
+        os.posix_fallocate(stream.fileno(), 0, free.f_bavail * free.f_frsize)
     return time.time()
 
 
