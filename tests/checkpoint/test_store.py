@@ -8,6 +8,7 @@ import pytest
 
 from ultramem_megatron.checkpoint import store
 from ultramem_megatron.checkpoint.manifest import Manifest
+from ultramem_megatron.checkpoint.set_aside import is_set_aside, set_aside
 from ultramem_megatron.errors import CheckpointError
 
 Write = Callable[..., Path]
@@ -109,6 +110,40 @@ def test_all_damaged_is_an_error(tmp_path: Path, write_checkpoint: Write) -> Non
     for step in (2, 4):
         (write_checkpoint(step) / "__0_0.distcp").unlink()
     with pytest.raises(CheckpointError, match=r"no checkpoint of .* is usable, the newest .*step_00000004 is damaged"):
+        store.find_newest(tmp_path)
+
+
+def test_one_that_is_set_aside_is_passed_over_and_kept(
+    tmp_path: Path, write_checkpoint: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_checkpoint(2)
+    write_checkpoint(6)
+    set_aside(tmp_path / "step_00000006", "2 starts from it failed")
+    with caplog.at_level(logging.WARNING):
+        found = store.find_newest(tmp_path)
+    assert found is not None
+    assert (found[1].step, store.choose_folder(tmp_path)) == (2, tmp_path / "step_00000002")
+    mark = tmp_path / "step_00000006" / "SET_ASIDE"
+    assert caplog.messages == [
+        f"checkpoint {mark.parent} is set aside: 2 starts from it failed; to use it all the same, remove {mark}"
+    ]
+    write_checkpoint(4, keep=2)
+    assert steps(tmp_path) == [6, 4, 2], "it is no good one of those to be kept"
+    mark.unlink()
+    found = store.find_newest(tmp_path)
+    assert found is not None
+    assert found[1].step == 6
+    set_aside(mark.parent, "again")
+    write_checkpoint(6, keep=1)
+    assert steps(tmp_path) == [6], "a new one of the same step takes its place"
+    assert not is_set_aside(mark.parent)
+
+
+def test_all_set_aside_is_an_error_that_names_the_way_out(tmp_path: Path, write_checkpoint: Write) -> None:
+    set_aside(write_checkpoint(2), "")
+    with pytest.raises(
+        CheckpointError, match=r"set aside: its mark gives no reason; .* remove .*step_00000002/SET_ASIDE"
+    ):
         store.find_newest(tmp_path)
 
 

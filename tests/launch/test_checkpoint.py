@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from ultramem_launch.__main__ import app
 from ultramem_launch.verbs.checkpoint import TableCut
+from ultramem_megatron.checkpoint.set_aside import MARK, set_aside
 from ultramem_megatron.config.memory import PartitionName
 from ultramem_megatron.errors import CheckpointError, ConfigError
 from ultramem_megatron.testing.layouts import Layout, train_layout
@@ -57,7 +58,14 @@ def test_info_in_words_and_as_json(saved: Path, verb: Verb) -> None:
     (table,) = facts["tables"]
     assert (table["rows"], table["columns"], table["bytes"], table["optimizer_bytes"]) == (256, 16, 16384, 3 * 16384)
     assert facts["bytes"] > facts["dense"]["bytes"] + facts["optimizer_bytes"] + table["bytes"]
-    assert facts["verifiable"]
+    assert (facts["verifiable"], facts["set_aside"]) == (True, [])
+    set_aside(saved / "checkpoints" / "step_00000001", "2 starts from it failed")
+    try:
+        words = f"is set aside: 2 starts from it failed; to use it all the same, remove {facts['folder']}/SET_ASIDE\n"
+        assert verb("info", saved).endswith(words)
+        assert "files and" in verb("verify", saved), "the mark is no damage"
+    finally:
+        (saved / "checkpoints" / "step_00000001" / MARK).unlink()
 
 
 def test_verify_and_reshard(saved: Path, verb: Verb, tmp_path: Path) -> None:

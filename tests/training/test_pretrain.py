@@ -1,6 +1,7 @@
 """Whole runs on two forked ranks: what they write, how they stop, and that they go on as if nothing had been."""
 
 import os
+import shutil
 import signal
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from ultramem_megatron.checkpoint.set_aside import is_set_aside, set_aside
 from ultramem_megatron.config.load import load_run_config
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.errors import CheckpointError
@@ -164,6 +166,17 @@ def test_a_finished_run_started_again_changes_nothing(undisturbed: Path) -> None
     assert start(tiny_config(*DIMENSION_WISE), undisturbed) == "finished"
     assert state() == files
     assert curve(undisturbed) == before
+
+
+def test_steps_after_a_checkpoint_that_is_set_aside_are_done_again(undisturbed: Path, tmp_path: Path) -> None:
+    run_dir = shutil.copytree(undisturbed, tmp_path / "run")
+    newest = run_dir / "checkpoints" / "step_00000008"
+    set_aside(newest, "3 starts from it failed")
+    assert start(tiny_config(*DIMENSION_WISE), run_dir) == "finished"
+    assert curve(run_dir) == curve(undisturbed), "each step stands there once"
+    assert records(run_dir)[5]["time"] == records(undisturbed)[5]["time"], "it went on from step 6"
+    assert records(run_dir)[6]["time"] > records(undisturbed)[7]["time"]
+    assert not is_set_aside(newest), "it was written anew"
 
 
 def test_a_new_run_begins_with_the_checkpoint_of_another(undisturbed: Path, tmp_path: Path) -> None:

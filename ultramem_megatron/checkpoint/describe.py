@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from ultramem_megatron.checkpoint.manifest import read_manifest
+from ultramem_megatron.checkpoint.set_aside import describe_mark, is_set_aside
+from ultramem_megatron.checkpoint.store import checkpoint_folders
 from ultramem_megatron.checkpoint.stored import TABLE_SUFFIX, StoredTensor, read_stored
 
 OPTIMIZER = "optimizer."
@@ -33,6 +35,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "dense": {"tensors": len(dense), "bytes": sum(tensor.num_bytes for tensor in dense)},
         "optimizer_bytes": sum(tensor.num_bytes for tensor in tensors if tensor.name.startswith(OPTIMIZER)),
         "verifiable": bool(manifest.digests),
+        "set_aside": [describe_mark(one) for one in checkpoint_folders(folder.parent) if is_set_aside(one)],
     }
 
 

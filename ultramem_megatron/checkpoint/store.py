@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ultramem_megatron.checkpoint.manifest import Manifest, list_files, read_manifest, sync_to_disk
+from ultramem_megatron.checkpoint.set_aside import describe_mark, is_set_aside
 from ultramem_megatron.errors import CheckpointError
 from ultramem_megatron.files import sha256_of
 
@@ -37,6 +38,8 @@ def checkpoint_folders(root: Path) -> list[Path]:
 def choose_folder(path: Path) -> Path:
     """The checkpoint that a user means: one itself, or the newest of a folder of checkpoints or of a run.
 
+    As a run would, it takes one that is not set aside, if there is any.
+
     Raises:
         CheckpointError: There is none.
     """
@@ -47,7 +50,7 @@ def choose_folder(path: Path) -> Path:
         raise CheckpointError(
             f"{path} holds no checkpoint; name a checkpoint (.../checkpoints/step_00000100), a folder of them or a run"
         )
-    return found[0]
+    return next((one for one in found if not is_set_aside(one)), found[0])
 
 
 def begin(root: Path, step: int) -> Path:
@@ -133,7 +136,7 @@ def finish(root: Path, folder: Path, manifest: Manifest, keep: int | None) -> Pa
 
 
 def _remove_old(root: Path, keep: int) -> None:
-    """Leave the newest ``keep`` good ones; a damaged one counts for nothing, and goes when it is older than they."""
+    """Leave the newest ``keep`` good ones. One damaged or set aside is none, and goes when older than they."""
     good = 0
     for folder in checkpoint_folders(root):
         if good >= keep:
@@ -143,6 +146,8 @@ def _remove_old(root: Path, keep: int) -> None:
 
 
 def _is_good(folder: Path) -> bool:
+    if is_set_aside(folder):
+        return False
     try:
         read_manifest(folder)
     except CheckpointError:
@@ -151,7 +156,7 @@ def _is_good(folder: Path) -> bool:
 
 
 def find_newest(root: Path, damaged: Mapping[Path, str] = MappingProxyType({})) -> tuple[Path, Manifest] | None:
-    """The newest checkpoint whose files are all there; damaged ones are named and passed over.
+    """The newest checkpoint whose files are all there; those damaged or set aside are named and passed over.
 
     Args:
         root: The folder of checkpoints.
@@ -161,7 +166,7 @@ def find_newest(root: Path, damaged: Mapping[Path, str] = MappingProxyType({})) 
         None when there is no checkpoint at all.
 
     Raises:
-        CheckpointError: There are checkpoints, and every one is damaged: starting over would hide the loss.
+        CheckpointError: There are checkpoints, and none is usable: starting over would hide the loss.
     """
     refused: list[str] = []
     for folder in checkpoint_folders(root):
@@ -169,6 +174,8 @@ def find_newest(root: Path, damaged: Mapping[Path, str] = MappingProxyType({})) 
             refused.append(damaged[folder])
             continue
         try:
+            if is_set_aside(folder):
+                raise CheckpointError(describe_mark(folder))
             manifest = read_manifest(folder)
         except CheckpointError as error:
             logger.warning("%s", error)

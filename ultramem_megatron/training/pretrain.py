@@ -17,6 +17,7 @@ from ultramem_megatron.errors import DivergedError
 from ultramem_megatron.files import write_text
 from ultramem_megatron.monitor.events import EventLog
 from ultramem_megatron.monitor.publish import Publisher, open_publisher
+from ultramem_megatron.parallel.work_meter import WorkMeter
 from ultramem_megatron.planning.plan import Plan
 from ultramem_megatron.planning.report import summary
 from ultramem_megatron.training.checkpointing import SaveCheckpoints, find_start, resume
@@ -29,6 +30,7 @@ from ultramem_megatron.training.setup import build_run_groups, build_train_state
 from ultramem_megatron.training.state import TrainState
 from ultramem_megatron.training.step import GoBack
 from ultramem_megatron.training.stop import StopRequest
+from ultramem_megatron.training.stragglers import ReportStragglers
 from ultramem_megatron.training.validation import Validate
 from ultramem_megatron.training.watchdog import TakesLong, Watchdog, Watched
 
@@ -71,11 +73,13 @@ def pretrain(
     write_run_files(config, plan, run_dir)
     events = EventLog(run_dir, reports=dist.get_rank() == 0)
     way_back = WayBack(run_dir / CHECKPOINTS, training_data.fingerprint)
-    with _open_watchdog(config, run_dir, end_hung) as watchdog:
+    with _open_watchdog(config, run_dir, end_hung) as watchdog, WorkMeter(device) as meter:
         while True:
             with _open_publisher(config, plan, run_dir, state) as publisher:
                 save = SaveCheckpoints(run_dir / CHECKPOINTS, training_data.fingerprint, state, publisher)
                 hooks = _hooks(publisher, events, watchdog, state, validation_data, save)
+                if config.resilience.straggler_ratio:
+                    hooks.insert(0, ReportStragglers(publisher, events, meter, state))
                 try:
                     return run_loop(state, state.training_batches(training_data), hooks, stop)
                 except DivergedError as end:

@@ -1,7 +1,8 @@
 """Every start of a job and what came of it, and whether to start once more. Pure decisions; ``batch.py`` acts on them.
 
-The rule that bounds restarts: a start that left a newer checkpoint than it found may be followed by any number of
-others, for a run has only so many steps. ``max_restarts`` in a row that got no further end the job.
+The rule that bounds restarts: a start that left a newer checkpoint than there ever was may be followed by any number of
+others, for a run has only so many steps. ``max_restarts`` in a row that got no further end the job. If starts from one
+checkpoint keep failing the fault may be in it: it is set aside, and the next start goes on from the one before.
 """
 
 from collections.abc import Sequence
@@ -9,6 +10,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ultramem_launch.ending import RULES, Ending, Outcome
+
+SUSPECT_AFTER = 2
+"""Starts in a row that failed from one checkpoint: then the fault is taken to be in it."""
+SUSPICIOUS = (Outcome.FAILED, Outcome.HUNG)
+"""Ends for which a checkpoint can be to blame; others say nothing about it."""
 
 KILLED_BY_SIGNAL = 128
 BAD_INPUT_STATUS = 2
@@ -22,23 +28,20 @@ class Attempt:
     """``<job id>.<restart>``."""
     nodes: int
     first_step: int
-    """Newest checkpoint when it began."""
+    """Of the checkpoint that it went on from; 0 without one."""
     started: float
     last_step: int | None = None
     """Newest checkpoint when it ended; None while it runs."""
     outcome: Outcome | None = None
     reason: str = ""
     ended: float | None = None
+    set_aside: int | None = None
+    """Step of the checkpoint that was set aside after it."""
 
     @property
     def job(self) -> str:
         """Without the restart."""
         return self.name.rpartition(".")[0]
-
-    @property
-    def got_further(self) -> bool:
-        """Whether it left a newer checkpoint."""
-        return (self.last_step or 0) > self.first_step
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -59,6 +62,8 @@ class Verdict:
     restart: bool
     words: str
     """For the log."""
+    set_aside: int | None = None
+    """Step of a checkpoint that the next start must not use."""
 
 
 def judge(
@@ -100,14 +105,18 @@ def judge(
     return Ending(outcome=Outcome.FAILED, reason=words, attempt=attempt)
 
 
-def decide(ending: Ending, asked: str, attempts: Sequence[Attempt], max_restarts: int) -> Verdict:
-    """Whether to start again.
+def decide(
+    ending: Ending, asked: str, attempts: Sequence[Attempt], max_restarts: int | None, checkpoints: Sequence[int] = ()
+) -> Verdict:
+    """Whether to start again, and from which checkpoint.
 
     Args:
         ending: Of the last attempt.
         asked: As for ``judge``.
-        attempts: Of this job, the one that ended last.
-        max_restarts: Starts in a row without a newer checkpoint that may follow the first such.
+        attempts: Of this job, or of all jobs of a chain, the one that ended last.
+        max_restarts: Starts in a row without a newer checkpoint that may follow the first such. None: of a chain, which
+            is as long as was asked for.
+        checkpoints: Steps of those that the next start may use, newest first.
     """
     what = f"{ending.outcome}: {ending.reason}" if ending.reason else str(ending.outcome)
     if not RULES[ending.outcome].restarts:
@@ -115,20 +124,46 @@ def decide(ending: Ending, asked: str, attempts: Sequence[Attempt], max_restarts
     if asked == "TERM":
         return Verdict(ending, False, f"{what}; SIGTERM came from Slurm or a user, who decide whether it goes on")
     fruitless = count_fruitless(attempts)
-    if fruitless > max_restarts:
+    if max_restarts is not None and fruitless > max_restarts:
         words = f"{what}; gives up after {fruitless} starts in a row without a newer checkpoint"
         return Verdict(ending, False, words)
-    return Verdict(ending, True, f"{what}; starts again ({fruitless} of {max_restarts} starts without progress)")
+    again = f"starts again ({fruitless} of {max_restarts} starts without progress)"
+    words = f"{what}; {again if max_restarts is not None else 'the next job of the chain goes on'}"
+    suspect = find_suspect(attempts)
+    older = next((step for step in checkpoints if suspect is not None and step < suspect), None)
+    if suspect not in checkpoints or older is None:
+        return Verdict(ending, True, words)
+    words += f", from step {older}: the checkpoint of step {suspect}, from which starts keep failing, is set aside"
+    return Verdict(ending, True, words, suspect)
 
 
 def count_fruitless(attempts: Sequence[Attempt]) -> int:
-    """How many at the end of the list left no newer checkpoint."""
-    count = 0
-    for attempt in reversed(attempts):
-        if attempt.got_further:
-            break
-        count += 1
+    """How many at the end of the list left no checkpoint newer than all before.
+
+    What is done again after going back to an older checkpoint is no progress: or a run could go round for ever.
+    """
+    count = furthest = 0
+    for attempt in attempts:
+        furthest = max(furthest, attempt.first_step)
+        reached = attempt.last_step or 0
+        count = 0 if reached > furthest else count + 1
+        furthest = max(furthest, reached)
     return count
+
+
+def find_suspect(attempts: Sequence[Attempt]) -> int | None:
+    """Step of the checkpoint from which ``SUSPECT_AFTER`` starts in a row failed or hung without leaving a newer one.
+
+    Starts that ended for a reason outside of the run, such as a lost node, are not counted.
+    """
+    step, failed = attempts[-1].first_step, 0
+    for attempt in reversed(attempts):
+        if attempt.first_step != step or (attempt.last_step or 0) > step:
+            break
+        if attempt.set_aside is not None:  # whoever took the mark away since gives it as many starts again
+            break
+        failed += attempt.outcome in SUSPICIOUS
+    return step if failed >= SUSPECT_AFTER and attempts[-1].outcome in SUSPICIOUS else None
 
 
 def close(attempt: Attempt, ending: Ending, last_step: int, now: float) -> Attempt:

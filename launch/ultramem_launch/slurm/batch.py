@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from ultramem_launch.ending import (
@@ -21,10 +22,11 @@ from ultramem_launch.ending import (
     read_ending,
     replace_ending,
 )
-from ultramem_launch.slurm.attempts import Attempt, close, decide, judge
+from ultramem_launch.slurm.attempts import SUSPECT_AFTER, Attempt, close, decide, judge
 from ultramem_launch.slurm.folder import JobFolder
 from ultramem_launch.slurm.killed import find_killed
 from ultramem_launch.slurm.nodes import bad_nodes, read_facts, read_speeds, slow_nodes, write_token
+from ultramem_megatron.checkpoint.set_aside import describe_mark, set_aside
 from ultramem_megatron.errors import UltraMemError
 from ultramem_megatron.files import write_json, write_text
 
@@ -46,10 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case "passed":
                 return passed(folder, options.nodes.split(), all_reduce=options.all_reduce)
             case _:
+                requeue = options.requeue == "yes"
+                if options.trained == "no" and options.asked != "none":
+                    clear_ending(folder.run_dir)  # checks that a signal ended may have taken it for a fault
+                    return end(folder, options.step_status, options.asked, [], options.max_restarts, requeue)
                 if options.asked == "TERM":
                     wait_for_ranks(folder.run_dir, LAST_WORDS_SECONDS)
                 lost = find_lost_nodes() if _may_have_lost_nodes(folder) else []
-                requeue = options.requeue == "yes"
                 return end(folder, options.step_status, options.asked, lost, options.max_restarts, requeue)
     except UltraMemError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -70,6 +75,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     three = verbs.add_parser("judge", help="note why it ended; 100: start again")
     three.add_argument("--step-status", type=int, required=True)
     three.add_argument("--asked", required=True)
+    three.add_argument("--trained", choices=("yes", "no"), required=True, help="whether ranks were started on the run")
     three.add_argument("--max-restarts", type=int, required=True)
     three.add_argument("--requeue", choices=("yes", "no"), required=True)
     for verb in (one, two, three):
@@ -171,10 +177,25 @@ def end(
         replace_ending(folder.run_dir, ending)
     if lost_nodes:
         write_text(folder.exclude, ",".join(lost_nodes))
-    own = [one for one in attempts if one.job == attempts[-1].job]
-    verdict = decide(ending, asked, own, max_restarts)
+    # a job of a chain starts once
+    series = [one for one in attempts if one.job == attempts[-1].job] if requeue else attempts
+    verdict = decide(ending, asked, series, max_restarts if requeue else None, folder.usable_steps())
     print(verdict.words, flush=True)
+    if verdict.set_aside is not None and put_aside(folder.checkpoint(verdict.set_aside), attempts[-1]):
+        attempts[-1] = replace(attempts[-1], set_aside=verdict.set_aside)
+        write_json(folder.attempts, [one.to_dict() for one in attempts])
     return START_AGAIN if verdict.restart and requeue else ending.exit_status
+
+
+def put_aside(checkpoint: Path, last: Attempt) -> bool:
+    """Mark it, and say how to take the mark away; False, with the reason, when it cannot be marked."""
+    try:
+        set_aside(checkpoint, f"{SUSPECT_AFTER} starts from it failed in a row, {last.name} last: {last.reason}")
+    except OSError as error:
+        print(f"checkpoint {checkpoint} cannot be set aside, so the next start uses it again: {error}", flush=True)
+        return False
+    print(describe_mark(checkpoint), flush=True)
+    return True
 
 
 def _may_have_lost_nodes(folder: JobFolder) -> bool:

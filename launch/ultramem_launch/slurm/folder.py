@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ultramem_megatron.checkpoint.set_aside import is_set_aside
+from ultramem_megatron.checkpoint.store import checkpoint_folders, step_folder
 from ultramem_megatron.errors import LaunchError
 from ultramem_megatron.files import write_json
 
@@ -87,10 +89,19 @@ class JobFolder:
         before = json.loads(self.submissions.read_text()) if self.submissions.is_file() else []
         write_json(self.submissions, [*before, {"job": job if task is None else f"{job}_{task}"}])
 
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint of ``step`` lies."""
+        return step_folder(self.run_dir / "checkpoints", step)
+
+    def usable_steps(self) -> list[int]:
+        """Of the finished checkpoints that are not set aside, newest first."""
+        found = [folder for folder in checkpoint_folders(self.run_dir / "checkpoints") if not is_set_aside(folder)]
+        names = (folder.name.removeprefix("step_") for folder in found)
+        return [int(name) for name in names if name.isdecimal()]  # a user may keep a copy beside them
+
     def newest_step(self) -> int:
-        """Of the newest finished checkpoint; 0 without one."""
-        names = (folder.name.removeprefix("step_") for folder in (self.run_dir / "checkpoints").glob("step_*"))
-        return max((int(name) for name in names if name.isdecimal()), default=0)  # a user may keep a copy beside them
+        """Of the checkpoint that the next start goes on from; 0 without one."""
+        return next(iter(self.usable_steps()), 0)
 
     def read_attempts(self) -> list[dict[str, Any]]:
         """Oldest first."""

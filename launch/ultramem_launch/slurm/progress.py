@@ -112,6 +112,8 @@ def describe(progress: Progress) -> str:
     for attempt in progress.attempts:
         end = f"{attempt['outcome']}" if attempt["outcome"] else "runs"
         reason = f" ({attempt['reason']})" if attempt["reason"] else ""
+        aside = attempt.get("set_aside")
+        reason += f"; set the checkpoint of step {aside} aside" if aside is not None else ""
         until = "" if attempt["last_step"] is None else f" to {attempt['last_step']}"
         steps = f"from step {attempt['first_step']}{until}"
         lines.append(f"  start {attempt['name']}: {attempt['nodes']} nodes, {steps}, {end}{reason}")

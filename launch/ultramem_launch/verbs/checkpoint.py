@@ -27,7 +27,7 @@ class TableCut(StrEnum):
 def info(
     folder: Folder, as_json: Annotated[bool, typer.Option("--json", help="The facts as a JSON object.")] = False
 ) -> None:
-    """How far a checkpoint is, what wrote it, and what lies in it.
+    """How far a checkpoint is, what wrote it, and what lies in it; which ones beside it are set aside, and why.
 
     Example: ultramem checkpoint info runs/quickstart
     """
@@ -120,4 +120,4 @@ def _text(facts: dict[str, Any]) -> str:
     lines.append(", ".join(f"{name} {version}" for name, version in facts["versions"].items()))
     if not facts["verifiable"]:
         lines.append("too old to be verified: it has no hashes and digests")
-    return "\n".join(lines)
+    return "\n".join([*lines, *facts["set_aside"]])
