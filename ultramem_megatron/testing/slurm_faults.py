@@ -109,23 +109,25 @@ def full_disk(trial: Trial) -> None:
     """no room in the folder of checkpoints"""
     with tmpfs(trial.run_dir / "checkpoints"):
         logged = rf"^out_of_disk: no checkpoint of step {3 * INTERVAL}"
-        _fill_and_mend(trial, trial.run_dir / "checkpoints" / "filler", logged)
+        _fill_and_mend(trial, trial.run_dir / "checkpoints" / "filler", "No space left on device", logged)
 
 
 def full_run_folder(trial: Trial) -> None:
     """no room in the whole run folder"""
     with tmpfs(trial.run_dir):
-        _fill_and_mend(trial, trial.run_dir / "filler", r"^out_of_disk: ")
+        # nobody could write more than this
+        words = "no room is left in the run folder; checkpoints are as they were"
+        _fill_and_mend(trial, trial.run_dir / "filler", words, f"^out_of_disk: {words}")
 
 
-def _fill_and_mend(trial: Trial, filler: Path, logged: str) -> None:
+def _fill_and_mend(trial: Trial, filler: Path, reason: str, logged: str) -> None:
     trial.submit()
     trial.wait_for_step(AFTER_STEP)
     began = fill(filler)
     trial.finish()
     start = trial.wait_for_end(0)
     trial.detected_seconds = start["noticed"] - began
-    trial.expect_reason(start["reason"], "No space left on device")
+    trial.expect_reason(start["reason"], reason)
     trial.expect_logged(logged)
     trial.expect_starts("out_of_disk")
     trial.expect_exit(82)
