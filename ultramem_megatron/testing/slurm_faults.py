@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ultramem_megatron.checkpoint.store import checkpoint_folders
 from ultramem_megatron.testing.kills import Ending
-from ultramem_megatron.testing.slurm_jobs import Slurm, attempts_of
+from ultramem_megatron.testing.slurm_jobs import Slurm, attempts_of, logs_of
 from ultramem_megatron.testing.slurm_trial import BATCH, INTERVAL, STEPS, VICTIM, VICTIM_NODE, Found, Trial
 
 AFTER_STEP = 15
@@ -194,7 +194,7 @@ def try_fault(name: str, slurm: Slurm, config: Path, folder: Path, undisturbed: 
     try:
         FAULTS[name](trial)
     except (OSError, RuntimeError, ValueError, KeyError, subprocess.SubprocessError) as error:
-        trial.problems.append(f"{type(error).__name__}: {error}")
+        trial.problems.append(f"{type(error).__name__}: {error}\n{logs_of(trial.run_dir)}")
         if trial.job:
             slurm.call("scancel", "--full", trial.job)
     return trial.found(name, str(FAULTS[name].__doc__), time.monotonic() - started)
