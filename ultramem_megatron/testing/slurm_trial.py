@@ -141,6 +141,9 @@ class Trial:
         steps = [int(row[0]) for row in curve_of(self.run_dir)]
         self.expect(steps == list(range(1, STEPS + 1)), "not every step stands once in metrics.jsonl")
 
+    def _without_paths(self, text: str) -> str:
+        return text.replace(f"{self.run_dir}", "RUN_DIR")
+
     def found(self, fault: str, what: str, seconds: float) -> Found:
         """What came of it."""
         return Found(
@@ -148,9 +151,9 @@ class Trial:
             what=what,
             detected_seconds=self.detected_seconds,
             outcomes=self.outcomes,
-            reason=self.reason,
+            reason=self._without_paths(self.reason),
             exit_status=self.exit_status,
-            log_line=self.log_line,
+            log_line=self._without_paths(self.log_line),
             lost="" if self.problems else self.lost,
             problems=tuple(self.problems),
             seconds=seconds,
