@@ -6,6 +6,7 @@ damage, and says what must follow. All jobs train the same few steps on two node
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -99,7 +100,7 @@ def _nan(trial: Trial, when: str, *settings: str) -> None:
     note = trial.run_dir.with_name(f"{trial.run_dir.name}.injected_at")
     trial.submit(*settings, FAULT_NAN_AT_STEP=when, FAULT_NOTE=str(note))
     events = trial.run_dir / "events.jsonl"
-    trial.wait(lambda: events.is_file() and '"bad_step"' in events.read_text())
+    trial.wait(lambda: events.is_file() and re.search(r'"bad_step".*\n', events.read_text()))
     event = next(json.loads(line) for line in events.read_text().splitlines() if '"bad_step"' in line)
     trial.detected_seconds = event["time"] - float(note.read_text())
     trial.reason = event["words"]
