@@ -194,7 +194,7 @@ def try_fault(name: str, slurm: Slurm, config: Path, folder: Path, undisturbed: 
     trial = Trial(slurm, config, folder / name, undisturbed)
     try:
         FAULTS[name](trial)
-    except (OSError, RuntimeError, ValueError, KeyError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, ValueError, LookupError, subprocess.SubprocessError) as error:
         trial.problems.append(f"{type(error).__name__}: {error}\n{logs_of(trial.run_dir)}")
         if trial.job:
             slurm.call("scancel", "--full", trial.job)

@@ -103,8 +103,9 @@ class Slurm:
                 parent = process.parent()
                 # a rank's own helpers have its variables, too
                 is_task = parent is not None and parent.name().startswith("slurmstepd")
-                # the batch script is task 0 of its own step
-                if is_task and mine.items() <= process.environ().items() and "bash" not in process.name():
+                told = process.environ() if is_task else {}
+                # the batch script calls itself task 0, but is of no step
+                if mine.items() <= told.items() and "SLURM_STEP_ID" in told:
                     return process
             except psutil.Error:  # it has just ended
                 continue
