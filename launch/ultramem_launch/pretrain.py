@@ -115,7 +115,9 @@ def run_rank(config: "RunConfig", run_dir: Path, *, plan_file: Path | None = Non
     place = find_place()
     if place.rank == 0 and not attempt_of_this_process():
         clear_ending(run_dir)
-    with failures_recorded(run_dir, place.rank):
+    from ultramem_megatron.checkpoint.disk import full_disk_named
+
+    with failures_recorded(run_dir, place.rank), full_disk_named(run_dir):
         return _run_rank(config, run_dir, place, plan_file, profile)
 
 

@@ -71,6 +71,29 @@ def test_a_killed_rank_is_named(
     assert words in ending.reason
 
 
+@pytest.mark.parametrize(
+    ("said", "outcome", "words"),
+    [
+        pytest.param(None, Outcome.OUT_OF_DISK, "no room is left in the run folder", id="nobody-could-write"),
+        pytest.param(Outcome.FAILED, Outcome.OUT_OF_DISK, "(rank 0 said: words)", id="a-rank-could"),
+        pytest.param(Outcome.FINISHED, Outcome.FINISHED, "words", id="finished-all-the-same"),
+    ],
+)
+def test_a_full_disk_that_keeps_ranks_from_saying_so(said: Outcome | None, outcome: Outcome, words: str) -> None:
+    ending = judge(
+        ending=ended(said, "words") if said else None,
+        step_status=143,
+        asked="none",
+        lost_nodes=[],
+        attempt="7.0",
+        killed="rank 3 on n2 was killed by SIGKILL",
+        disk_is_full=True,
+    )
+    assert ending.outcome is outcome
+    assert words in ending.reason
+    assert not decide(ending, "none", [attempt(0, 9)], max_restarts=9).restart
+
+
 @pytest.mark.parametrize("outcome", [Outcome.PREEMPTED, Outcome.FAILED, Outcome.NODE_LOST, Outcome.HUNG])
 def test_what_a_restart_can_help(outcome: Outcome) -> None:
     assert decide(ended(outcome), "none", [attempt(0, 0)], max_restarts=1).restart

@@ -1,7 +1,5 @@
 """Says which rank the others wait for."""
 
-import socket
-
 import torch
 import torch.distributed as dist
 
@@ -10,6 +8,7 @@ from ultramem_megatron.monitor.events import EventLog
 from ultramem_megatron.monitor.publish import Publisher
 from ultramem_megatron.monitor.stragglers import RankPlace, StragglerWatch, compare_ranks
 from ultramem_megatron.parallel.work_meter import Stretch, WorkMeter
+from ultramem_megatron.training.heartbeat import machine_name
 from ultramem_megatron.training.hooks import Hook
 from ultramem_megatron.training.state import StepResult, TrainState
 
@@ -43,7 +42,7 @@ class ReportStragglers(Hook):
         """Collective over the world."""
         self.publisher, self.events, self.work = publisher, events, work
         places: list[RankPlace] = [RankPlace("", 0)] * dist.get_world_size()
-        dist.all_gather_object(places, RankPlace(socket.gethostname(), state.groups.pipeline_rank))
+        dist.all_gather_object(places, RankPlace(machine_name(), state.groups.pipeline_rank))
         self.places = places
         self.watch = StragglerWatch(places, state.config.resilience.straggler_ratio)
 
