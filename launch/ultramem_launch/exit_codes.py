@@ -16,3 +16,5 @@ BAD_NODE = 83
 """A node did not pass the checks before the run; nothing was trained."""
 NODE_LOST = 84
 """A node stopped answering."""
+NOT_MET = 85
+"""The ranks did not reach each other; nothing was trained."""

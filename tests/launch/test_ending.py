@@ -17,7 +17,7 @@ from ultramem_launch.ending import (
     record_ending,
     replace_ending,
 )
-from ultramem_megatron.errors import ConfigError
+from ultramem_megatron.errors import ConfigError, MeetingError
 
 
 def test_the_first_to_say_it_is_right(tmp_path: Path) -> None:
@@ -54,6 +54,7 @@ def test_what_is_no_status_file_says_nothing(tmp_path: Path, text: str) -> None:
     ("error", "outcome", "reason"),
     [
         (ConfigError("a = 1 must be 2"), Outcome.BAD_INPUT, "a = 1 must be 2"),
+        (MeetingError("port in use"), Outcome.NOT_MET, "port in use"),
         (RuntimeError("lost\nand more"), Outcome.FAILED, "RuntimeError: lost"),
     ],
 )

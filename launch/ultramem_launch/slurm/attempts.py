@@ -83,7 +83,7 @@ def judge(
         lost_nodes: Nodes that no longer answer.
         attempt: Of this start.
     """
-    if lost_nodes and (ending is None or ending.outcome in (Outcome.FAILED, Outcome.HUNG)):
+    if lost_nodes and may_have_lost_nodes(ending):
         # the ranks of the other nodes failed because of it
         words = f"{' and '.join(lost_nodes)} no longer {'answers' if len(lost_nodes) == 1 else 'answer'}"
         return Ending(outcome=Outcome.NODE_LOST, reason=words, attempt=attempt)
@@ -98,6 +98,11 @@ def judge(
     if step_status > KILLED_BY_SIGNAL:
         words += f": a rank was killed by signal {step_status - KILLED_BY_SIGNAL} (9 is often a lack of memory)"
     return Ending(outcome=Outcome.FAILED, reason=words, attempt=attempt)
+
+
+def may_have_lost_nodes(ending: Ending | None) -> bool:
+    """Whether a node that is gone would explain what was said."""
+    return ending is None or ending.outcome in (Outcome.FAILED, Outcome.HUNG, Outcome.NOT_MET)
 
 
 def decide(
