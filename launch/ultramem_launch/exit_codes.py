@@ -11,7 +11,7 @@ HUNG = 80
 DIVERGED = 81
 """The loss is no longer a number, or far off, and going back did not help."""
 OUT_OF_DISK = 82
-"""A checkpoint could not be written."""
+"""There was no room for a checkpoint."""
 BAD_NODE = 83
 """A node did not pass the checks before the run; nothing was trained."""
 NODE_LOST = 84
