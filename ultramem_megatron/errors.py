@@ -39,3 +39,21 @@ class DivergedError(RunFailure):
 
 class OutOfDiskError(RunFailure):
     """There was no room for a checkpoint; those before it are untouched."""
+
+
+class RankLostError(RuntimeError):
+    """The process of another rank is gone, and it had not said why: a signal has ended it."""
+
+
+_BROKEN_CONNECTION = (
+    "Connection closed by peer",  # gloo
+    "Connection reset by peer",
+    "Broken pipe",
+    "Connection was likely closed",  # torch's TCPStore
+    "remote process exited or there was a network error",  # nccl
+)
+
+
+def names_broken_connection(text: str) -> bool:
+    """Whether an error says no more than that a connection to another rank broke. Libraries have no type for it."""
+    return any(part in text for part in _BROKEN_CONNECTION)

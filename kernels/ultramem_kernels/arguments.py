@@ -53,6 +53,14 @@ def need_rows_together(name: str, table_NV: Tensor) -> None:
         )
 
 
+def need_contiguous(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor whose elements do not lie one after the other."""
+    if not tensor.is_contiguous():
+        raise ArgumentError(
+            f"{name} has strides {list(tensor.stride())} for shape {list(tensor.shape)}; expected a contiguous tensor"
+        )
+
+
 def need_in_range(name: str, numbers: Tensor, end: int) -> None:
     """Refuse numbers outside of [0, end), if ``ULTRAMEM_CHECK_INDICES`` is 1. Waits for the device then."""
     if os.environ.get(CHECK_INDICES) != "1" or numbers.numel() == 0:

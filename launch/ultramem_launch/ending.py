@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from ultramem_launch import exit_codes
-from ultramem_megatron.errors import DivergedError, MeetingError, RunFailure, UltraMemError
+from ultramem_megatron.errors import (
+    DivergedError,
+    MeetingError,
+    RankLostError,
+    RunFailure,
+    UltraMemError,
+    names_broken_connection,
+)
 from ultramem_megatron.files import write_json
 
 logger = logging.getLogger(__name__)
@@ -148,6 +155,9 @@ def failures_recorded(run_dir: Path, rank: int) -> Iterator[None]:
     except RunFailure as error:
         _record(run_dir, rank, outcome_of(error), str(error))
         raise
+    except RankLostError as error:
+        _record(run_dir, rank, Outcome.FAILED, str(error), corrects_broken_connection=True)
+        raise
     except Exception as error:
         _record(run_dir, rank, Outcome.FAILED, f"{type(error).__name__}: {error}")
         raise
@@ -160,7 +170,13 @@ def outcome_of(error: RunFailure) -> Outcome:
     return Outcome.DIVERGED if isinstance(error, DivergedError) else Outcome.OUT_OF_DISK
 
 
-def _record(run_dir: Path, rank: int, outcome: Outcome, reason: str) -> None:
+def _record(
+    run_dir: Path, rank: int, outcome: Outcome, reason: str, *, corrects_broken_connection: bool = False
+) -> None:
     first_line = reason.strip().partition("\n")[0]
     ending = Ending(outcome=outcome, reason=first_line, rank=rank, attempt=attempt_of_this_process())
-    record_ending(run_dir, ending)
+    if record_ending(run_dir, ending) or not corrects_broken_connection:
+        return
+    said = read_ending(run_dir)
+    if said is not None and said.outcome is Outcome.FAILED and names_broken_connection(said.reason):
+        replace_ending(run_dir, ending)

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from ultramem_kernels.arguments import ArgumentError
 from ultramem_kernels.candidates import best_candidates_reference
 from ultramem_kernels.grid_top_m import grid_top_m_reference
 from ultramem_kernels.index_plan import CHUNK_PICKS
 from ultramem_kernels.pool import group_of, pool_groups_reference, pool_reference, torch_path
-from ultramem_kernels.table_update import AdamW, update_table, update_table_reference
 from ultramem_megatron.testing.tolerances import assert_agrees
 
 pytestmark = pytest.mark.usefixtures("interpreter")
@@ -78,15 +78,25 @@ def test_gradients(dtype: torch.dtype, wanted: str) -> None:
         assert_agrees(scores_grad, expected_scores, computed_in=torch.float32, summed_terms=width)
 
 
+@pytest.mark.parametrize("slab", [150, 27], ids=["one slab", "slabs, three times over"])
 @pytest.mark.parametrize("equal", [False, True], ids=["random", "all equal"])
-def test_candidates(equal: bool) -> None:
+def test_candidates(equal: bool, slab: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from ultramem_kernels.candidates import triton_kernel
 
+    monkeypatch.setattr(triton_kernel, "SLAB_KEYS", slab)
     scores, direction = torch.randn(2, 2, 3, 150), torch.randn(2, 2)
     if equal:
         scores.zero_()
     found = triton_kernel.best_candidates(scores, direction, 13)
     assert torch.equal(found, best_candidates_reference(scores, direction, 13).sort(dim=2).values)
+
+
+def test_slabs_must_leave_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ultramem_kernels.candidates import triton_kernel
+
+    monkeypatch.setattr(triton_kernel, "SLAB_KEYS", 27)
+    with pytest.raises(ArgumentError, match="m is 14; expected up to 13 on a CUDA device, of more than 27 keys"):
+        triton_kernel.best_candidates(torch.randn(1, 1, 1, 28), torch.ones(1, 1), 14)
 
 
 @pytest.mark.parametrize(
@@ -100,39 +110,3 @@ def test_grid(components: int, slab_places: int, monkeypatch: pytest.MonkeyPatch
     core = torch.randn(2, components, components)
     found = triton_kernel.grid_top_m(rows, columns, core, 11)
     assert torch.equal(found, grid_top_m_reference(rows, columns, core, 11).sort(dim=2).values)
-
-
-@pytest.mark.parametrize("where", ["cpu", "kernel"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_update(dtype: torch.dtype, where: str) -> None:
-    """Two steps, against torch's AdamW in fp32; the bf16 copy is the master rounded once, the gradient is cleared."""
-    from ultramem_kernels.table_update import triton_kernel
-
-    settings = AdamW(learning_rate=0.01, beta1=0.9, beta2=0.99, epsilon=1e-8, weight_decay=0.1)
-    master = torch.randn(3, 40)
-    weight = master.clone() if dtype is torch.float32 else master.to(dtype)
-    state = [master, torch.zeros(3, 40), torch.zeros(3, 40)]
-    oracle = torch.nn.Parameter(master.clone())
-    adam = torch.optim.AdamW([oracle], lr=0.01, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1)
-    for step in (1, 2):
-        grad = torch.randn(3, 40)
-        oracle.grad = grad.clone()
-        adam.step()
-        update = update_table if where == "cpu" else triton_kernel.update_table
-        update(weight, *state, grad, step, settings)
-        assert grad.count_nonzero() == 0
-    torch.testing.assert_close(master, oracle.detach(), rtol=1e-5, atol=1e-6)
-    if where == "kernel":  # the interpreter cuts digits off where a GPU rounds
-        assert_agrees(weight, master.double(), computed_in=dtype)
-    else:
-        assert torch.equal(weight, master.to(dtype))
-
-
-def test_update_without_a_copy_equals_its_reference() -> None:
-    settings = AdamW(learning_rate=0.01, beta1=0.9, beta2=0.99, epsilon=1e-8, weight_decay=0.1)
-    given = [torch.rand(5, 8) for _ in range(4)]
-    expected = [x.clone() for x in given]
-    update_table(given[0], *given, 3, settings)
-    update_table_reference(expected[0], *expected, 3, settings)
-    for found, wanted in zip(given, expected, strict=True):
-        assert torch.equal(found, wanted)

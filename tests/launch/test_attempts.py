@@ -48,6 +48,32 @@ def test_why_it_ended(
 
 
 @pytest.mark.parametrize(
+    ("said", "asked", "lost", "outcome", "words"),
+    [
+        pytest.param(Outcome.FAILED, "none", [], Outcome.FAILED, "rank 3 on n2", id="others-lost-a-connection"),
+        pytest.param(None, "none", [], Outcome.FAILED, "rank 3 on n2", id="nobody-said-anything"),
+        pytest.param(Outcome.NOT_MET, "none", [], Outcome.FAILED, "rank 3 on n2", id="others-waited-for-it"),
+        pytest.param(Outcome.FAILED, "none", ["n2"], Outcome.NODE_LOST, "no longer answers", id="with-its-node"),
+        pytest.param(Outcome.HUNG, "none", [], Outcome.HUNG, "as it said", id="hung-before"),
+        pytest.param(None, "TERM", [], Outcome.PREEMPTED, "SIGTERM ended it", id="killed-by-slurm"),
+    ],
+)
+def test_a_killed_rank_is_named(
+    said: Outcome | None, asked: str, lost: list[str], outcome: Outcome, words: str
+) -> None:
+    ending = judge(
+        ending=ended(said, "as it said") if said else None,
+        step_status=137,
+        asked=asked,
+        lost_nodes=lost,
+        attempt="7.0",
+        killed="rank 3 on n2 was killed by SIGKILL",
+    )
+    assert ending.outcome is outcome
+    assert words in ending.reason
+
+
+@pytest.mark.parametrize(
     "outcome", [Outcome.PREEMPTED, Outcome.FAILED, Outcome.NODE_LOST, Outcome.HUNG, Outcome.NOT_MET]
 )
 def test_what_a_restart_can_help(outcome: Outcome) -> None:

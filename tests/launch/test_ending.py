@@ -19,7 +19,7 @@ from ultramem_launch.ending import (
     record_ending,
     replace_ending,
 )
-from ultramem_megatron.errors import ConfigError, MeetingError
+from ultramem_megatron.errors import ConfigError, MeetingError, RankLostError
 
 
 def test_the_first_to_say_it_is_right(tmp_path: Path) -> None:
@@ -69,6 +69,25 @@ def test_what_is_raised_is_recorded_and_raised_on(
     ending = read_ending(tmp_path)
     assert ending is not None
     assert (ending.outcome, ending.reason, ending.rank, ending.attempt) == (outcome, reason, 3, "12.1")
+
+
+@pytest.mark.parametrize(
+    ("before", "corrected"),
+    [
+        (Ending(outcome=Outcome.FAILED, reason="RuntimeError: gloo: Connection closed by peer", rank=0), True),
+        (Ending(outcome=Outcome.FAILED, reason="IndexError: 7", rank=0), False),
+        (Ending(outcome=Outcome.HUNG, reason="rank 2 stands still", rank=0), False),
+    ],
+)
+def test_who_sees_the_killed_rank_corrects_who_lost_a_connection(
+    tmp_path: Path, before: Ending, corrected: bool
+) -> None:
+    record_ending(tmp_path, before)
+    with pytest.raises(RankLostError), failures_recorded(tmp_path, rank=2):
+        raise RankLostError("killed by a signal: rank 3 on n2 (pid 5)")
+    ending = read_ending(tmp_path)
+    assert ending is not None
+    assert (ending.reason.startswith("killed by a signal: rank 3"), ending.rank) == (corrected, 2 if corrected else 0)
 
 
 def test_every_outcome_has_a_rule_and_a_status_of_its_own() -> None:

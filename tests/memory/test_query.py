@@ -64,3 +64,35 @@ def test_queries_are_rows_then_columns_of_each_query(megatron: ModuleType) -> No
     assert queries.shape == (2, 2, 2, 3)
     assert queries[0].tolist() == [[[0, 1, 2], [3, 4, 5]], [[6, 7, 8], [9, 10, 11]]]
     assert torch.equal(queries[1], 2 * queries[0])
+
+
+@pytest.mark.parametrize(("tokens", "sequences", "taps"), [(6, 3, 4), (1, 1, 5), (4, 2, 1)])
+def test_convolution_and_its_gradients_are_those_of_the_reference(
+    megatron: ModuleType, tokens: int, sequences: int, taps: int
+) -> None:
+    x, weight = torch.randn(tokens, sequences, 5, dtype=torch.float64), torch.randn(5, taps, dtype=torch.float64)
+    ((found, expected),) = run_distributed(1, convolve_twice, x, weight, torch.randn_like(x))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def convolve_twice(x_sbD: Tensor, weight: Tensor, cotangent_sbD: Tensor) -> list[tuple[Tensor, ...]]:
+    """Output and gradients, of the layer's convolution and of the reference."""
+    import torch.distributed as dist
+
+    from ultramem_megatron.memory.query import CausalConv, convolve_reference
+    from ultramem_megatron.memory.token_share import TokenShare
+
+    assert dist.group.WORLD is not None
+    conv = CausalConv(*weight.shape, TokenShare(dist.group.WORLD, False), weight.dtype)
+    conv.weight.data.copy_(weight)
+    padded_pbD = torch.cat([x_sbD.new_zeros(weight.shape[1] - 1, *x_sbD.shape[1:]), x_sbD])
+    results = []
+    for out, leaves in (
+        (conv(x_sbD.requires_grad_()), (x_sbD, conv.weight)),
+        (convolve_reference(padded_pbD.requires_grad_(), weight.requires_grad_()), (padded_pbD, weight)),
+    ):
+        x_grad, weight_grad = torch.autograd.grad(out, leaves, cotangent_sbD)
+        # the reference has a gradient of the zeros, too
+        results.append((out.detach(), x_grad[len(x_grad) - len(x_sbD) :], weight_grad))
+    return results

@@ -110,3 +110,35 @@ def test_state_is_held_once_over_all_ranks(megatron: ModuleType, size: int) -> N
     whole = run_distributed(1, share_of_state, tiny_config())[0]
     assert sum(tables for _, tables in shares) == whole[1] == 16 * 16 * 16
     assert sum(dense for dense, _ in shares) == whole[0]
+
+
+def step_tables(config: RunConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The table before and after a step with a gradient of normal numbers, and where torch's AdamW would have it."""
+    from ultramem_megatron.optim.schedule import VALUE_RATE
+
+    state = build(config)
+    state.schedule.begin_step(3)
+    ((table,),) = (layer.tables for layer in state.chunks[0].memory_layers)
+    before = table.weight.detach().clone()
+    for chunk in state.ddp:
+        chunk.zero_grad_buffer()
+        for parameter in chunk.parameters():
+            parameter.main_grad.normal_(generator=torch.Generator().manual_seed(7))
+    oracle = torch.nn.Parameter(before.float())
+    oracle.grad = table.weight.main_grad.clone()
+    (group,) = (g for part in state.optimizer.chained_optimizers for g in part.param_groups if VALUE_RATE in g)
+    rates = {"lr": group["lr"], "betas": group["betas"], "eps": group["eps"], "weight_decay": group["weight_decay"]}
+    torch.optim.AdamW([oracle], **rates).step()
+    state.optimizer.step()
+    return before, table.weight.detach().clone(), oracle.detach()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_leaves_the_rounded_master_weights_of_all_copies(megatron: ModuleType, precision: str) -> None:
+    """Each rank's optimizer writes its range of the weights; megatron-core gathers the ranges."""
+    config = tiny_config(f"training.precision={precision}", "memory.parallel_size=1", "optimizer.clip_gradient=0")
+    (before, here, expected), (_, there, _) = run_distributed(2, step_tables, config)
+    assert torch.equal(here, there)
+    assert not torch.equal(here, before)
+    tolerance = 1e-6 if precision == "fp32" else 2**-8  # between two bf16 numbers either is near
+    torch.testing.assert_close(here.float(), expected, rtol=tolerance, atol=tolerance * 1e-3)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ultramem_megatron.optim import table_adamw
-from ultramem_megatron.optim.table_adamw import RowPlace, TableAdamW, touched_rows
+from ultramem_kernels.table_update import torch_path
+from ultramem_megatron.optim.table_adamw import MOMENTS, TableAdamW
 from ultramem_megatron.testing.peak_memory import largest_allocation
 
 ROWS, WIDTH = 50, 12
@@ -21,18 +21,17 @@ EQUAL = 1e-6
 
 def make(
     weights: Tensor,
-    start: int = 0,
     *,
     lazy: bool = True,
     weight_decay: float = 0.0,
     types: tuple[torch.dtype, torch.dtype] = (FP32, FP32),
     step_in_group: bool = False,
 ) -> TableAdamW:
-    """For a flat range that begins at element ``start`` of a shard."""
+    """For a flat range of a shard; the model's weights are bf16, in ``optimizer.weights``."""
     parameter = nn.Parameter(weights.clone())
     plain = torch.optim.AdamW([parameter], lr=RATE, betas=BETAS, eps=EPSILON, weight_decay=weight_decay)
-    places = {parameter: RowPlace.of_range(WIDTH, start)}
-    return TableAdamW(plain, places, lazy=lazy, moment_types=types, step_in_group=step_in_group)
+    model = {parameter: weights.bfloat16()}
+    return TableAdamW(plain, model, lazy=lazy, moment_types=types, step_in_group=step_in_group)
 
 
 def run(optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor]) -> Tensor:
@@ -56,45 +55,30 @@ def sparse_gradients(steps: int, share: float) -> list[Tensor]:
     return [gradient.flatten() for gradient in rows]
 
 
-@pytest.mark.parametrize(
-    ("start", "elements", "shapes"),
-    [
-        pytest.param(0, 36, [(1, 0), (3, 12), (1, 0)], id="whole rows"),
-        pytest.param(7, 36, [(1, 5), (2, 12), (1, 7)], id="inside of rows"),
-        pytest.param(13, 4, [(1, 4), (0, 12), (1, 0)], id="within one row"),
-        pytest.param(24, 11, [(1, 0), (0, 12), (1, 11)], id="the beginning of one"),
-    ],
-)
-def test_rows_of_a_flat_range(start: int, elements: int, shapes: list[tuple[int, int]]) -> None:
-    flat = torch.arange(start, start + elements)
-    pieces = RowPlace.of_range(WIDTH, start).pieces(flat)
-    assert [tuple(piece.shape) for piece in pieces] == shapes
-    assert torch.equal(torch.cat([piece.flatten() for piece in pieces]), flat)
-    assert all(int(row[0]) % WIDTH == 0 for row in pieces[1])
-
-
 @pytest.mark.parametrize("step_in_group", [False, True])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("lazy", [True, False])
-@pytest.mark.parametrize("start", [0, 5])
 def test_it_is_adamw_where_every_row_is_touched(
-    monkeypatch: pytest.MonkeyPatch, start: int, lazy: bool, weight_decay: float, step_in_group: bool
+    monkeypatch: pytest.MonkeyPatch, lazy: bool, weight_decay: float, step_in_group: bool
 ) -> None:
-    monkeypatch.setattr(table_adamw, "BLOCK_ELEMENTS", 7 * WIDTH)  # several blocks, the last of another size
+    monkeypatch.setattr(torch_path, "PART_ELEMENTS", 150)  # several parts, with lines that are not whole
     weights, gradients = torch.randn(ROWS * WIDTH), sparse_gradients(20, share=1.0)
-    optimizer = make(weights, start, lazy=lazy, weight_decay=weight_decay, step_in_group=step_in_group)
+    optimizer = make(weights, lazy=lazy, weight_decay=weight_decay, step_in_group=step_in_group)
     expected = run_plain(weights, gradients, weight_decay)
-    torch.testing.assert_close(run(optimizer, gradients), expected, rtol=EQUAL, atol=EQUAL)
+    found = run(optimizer, gradients)
+    torch.testing.assert_close(found, expected, rtol=EQUAL, atol=EQUAL)
+    (model,) = optimizer.weights.values()
+    assert torch.equal(model, found.bfloat16()), "the model has the master weights, rounded once"
 
 
 def test_untouched_elements_keep_weights_and_moments_to_the_bit() -> None:
     weights, gradients = torch.randn(ROWS * WIDTH), sparse_gradients(2, share=0.4)
     gradients[1][gradients[0] == 0] = 0
     gradients[1][::3] = 0  # parts of rows too
-    optimizer = make(weights, start=5, weight_decay=0.1)
+    optimizer = make(weights, weight_decay=0.1)
     first = run(optimizer, gradients[:1]).clone()
     (state,) = optimizer.state.values()
-    moments = {name: state[name].clone() for name in table_adamw.MOMENTS}
+    moments = {name: state[name].clone() for name in MOMENTS}
     second = run(optimizer, gradients[1:])
     still = gradients[1] == 0
     assert torch.equal(first[gradients[0] == 0], weights[gradients[0] == 0])
@@ -150,8 +134,8 @@ def test_decay_of_untouched_rows_is_what_adamw_has_more() -> None:
 def test_bf16_moments_follow_fp32_moments(lazy: bool) -> None:
     """Each moment is off by at most half a bf16 digit a step, which the next steps forget."""
     weights, gradients = torch.randn(ROWS * WIDTH), sparse_gradients(50, share=0.5)
-    narrow = make(weights, start=5, lazy=lazy, types=(BF16, BF16))
-    moved = run(make(weights, start=5, lazy=lazy), gradients) - weights
+    narrow = make(weights, lazy=lazy, types=(BF16, BF16))
+    moved = run(make(weights, lazy=lazy), gradients) - weights
     moved_narrow = run(narrow, gradients) - weights
     (state,) = narrow.state.values()
     assert state["exp_avg"].dtype == state["exp_avg_sq"].dtype == BF16
@@ -171,19 +155,13 @@ def test_a_loaded_state_goes_on_to_the_bit(types: tuple[torch.dtype, torch.dtype
     assert torch.equal(run(loaded, gradients[3:]), expected)
 
 
-def test_touched_rows_are_found_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table_adamw, "BLOCK_ELEMENTS", 4 * WIDTH)
+def test_what_is_not_a_number_is_not_lost() -> None:
+    """A gradient that overflowed must not pass for one that is not there."""
     gradients = torch.zeros(ROWS, WIDTH)
-    gradients[[0, 3, 4, 31, 49], [0, 11, 5, 1, 11]] = torch.tensor([1.0, -1e-30, math.nan, math.inf, 2.0])
-    rows, whole = touched_rows(gradients)
-    assert rows.tolist() == [0, 3, 4, 31, 49]
-    assert not whole
-    gradients[rows] = -1e-30
-    assert touched_rows(gradients)[1]
-    for quiet in (torch.zeros(ROWS, WIDTH), torch.zeros(0, WIDTH)):
-        rows, whole = touched_rows(quiet)
-        assert rows.tolist() == []
-        assert whole
+    gradients[[0, 3, 4, 49], [0, 11, 5, 11]] = torch.tensor([1.0, -1e-30, math.nan, math.inf])
+    optimizer = make(torch.zeros(ROWS * WIDTH))
+    moved = run(optimizer, [gradients.flatten()]).view(ROWS, WIDTH) != 0
+    assert torch.equal(moved, gradients != 0)
 
 
 @pytest.mark.parametrize("types", [(FP32, FP32), (BF16, BF16)], ids=str)
@@ -191,11 +169,10 @@ def test_touched_rows_are_found_across_blocks(monkeypatch: pytest.MonkeyPatch) -
 def test_a_step_allocates_nothing_of_the_size_of_the_table(
     monkeypatch: pytest.MonkeyPatch, lazy: bool, types: tuple[torch.dtype, torch.dtype]
 ) -> None:
-    monkeypatch.setattr(table_adamw, "BLOCK_ELEMENTS", 2**12)
+    monkeypatch.setattr(torch_path, "PART_ELEMENTS", 2**12)
     rows = 10_000
     optimizer = make(torch.randn(rows * WIDTH), lazy=lazy, types=types)
     gradient = torch.randn(rows * WIDTH)
     run(optimizer, [gradient])
     optimizer.param_groups[0]["params"][0].grad = gradient
-    # of a whole table there is at most a number for each touched row
-    assert largest_allocation(optimizer.step) <= max(4 * 2**12, 8 * rows) < gradient.nbytes // 4
+    assert largest_allocation(optimizer.step) <= 4 * 2**12 < gradient.nbytes // 4

@@ -1,95 +1,19 @@
 """A real Slurm for the tests of this folder, and one undisturbed run that the jobs on it are compared with."""
 
-import json
 import os
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ultramem_megatron.monitor.records import read_records
+from ultramem_megatron.testing.slurm_jobs import NOT_A_CLUSTER, ROOT, Slurm, first_free_port
 from ultramem_megatron.testing.tiny import write_tiny_config
 
-ROOT = Path(__file__).parents[2]
-DEV_CLUSTER = ROOT / "slurm" / "dev-cluster"
-FAULTS = Path(__file__).parent / "faults"
 STEPS = 120
 SETTINGS = (f"training.steps={STEPS}", "training.global_batch_size=8", "checkpoint.interval=20")
-JOB_SECONDS = 280.0  # many times what a quiet machine needs
 COMPARED = ("step", "train/", "communication/")
 """Beginnings of the names of metrics that must be equal: not times, and not what is counted since the last report."""
-
-
-@dataclass
-class Slurm:
-    """The cluster, as a user meets it: through commands."""
-
-    root: Path
-
-    @property
-    def environment(self) -> dict[str, str]:
-        code = [str(FAULTS), str(ROOT), str(ROOT / "kernels"), str(ROOT / "launch")]
-        return {
-            **os.environ,
-            "SLURM_CONF": str(self.root / "etc" / "slurm.conf"),
-            "PYTHONPATH": os.pathsep.join(code),
-            "PYTHONWARNINGS": "ignore",
-            "ULTRAMEM_SITE": os.devnull,
-        }
-
-    def dev_cluster(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, str(DEV_CLUSTER), "--root", str(self.root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=200)
-
-    def call(self, *command: str) -> str:
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=100, env=self.environment, check=True
-        ).stdout
-
-    def ultramem(self, *arguments: str, cwd: Path, **variables: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "ultramem_launch", *arguments]
-        environment = self.environment | variables
-        return subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment, cwd=cwd)
-
-    def submit(self, config: Path, run_dir: Path, *options: str, **variables: str) -> str:
-        """The job's id."""
-        arguments = ["submit", str(config), *SETTINGS, "--run-dir", str(run_dir), "--tasks-per-node", "2", "--json"]
-        done = self.ultramem(*arguments, *options, cwd=config.parent, **variables)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)["jobs"][0]
-
-    def wait_until(self, condition: Callable[[], object], run_dir: Path) -> None:
-        deadline = time.monotonic() + JOB_SECONDS
-        while not condition():
-            assert time.monotonic() < deadline, f"it did not happen in time\n{logs_of(run_dir)}"
-            time.sleep(0.3)
-
-    def wait_for(self, job: str, run_dir: Path) -> dict[str, str]:
-        """What Slurm says of the job when it is over."""
-
-        def is_over() -> bool:
-            state = self.call("squeue", "--noheader", f"--jobs={job}", "--states=all", "--format=%T").strip()
-            return state in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-
-        self.wait_until(is_over, run_dir)
-        words = self.call("scontrol", "show", "job", "--oneliner", job).split()
-        return dict(word.partition("=")[::2] for word in words if "=" in word)
-
-
-def logs_of(run_dir: Path) -> str:
-    """All logs of a job: what a failed assertion must show."""
-    files = sorted((run_dir / "logs").glob("*.log"))
-    return "\n".join(f"==> {file.name}\n{file.read_text()[-4000:]}" for file in files)
-
-
-def attempts_of(run_dir: Path) -> list[dict[str, Any]]:
-    return json.loads((run_dir / "job" / "attempts.json").read_text())
 
 
 def numbers_of(run_dir: Path) -> list[dict[str, float]]:
@@ -100,11 +24,6 @@ def numbers_of(run_dir: Path) -> list[dict[str, float]]:
     ]
 
 
-def newest_step(run_dir: Path) -> int:
-    file = run_dir / "metrics.jsonl"
-    return max((int(record["step"]) for record in read_records(file)), default=0) if file.exists() else 0
-
-
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     """Two nodes. Skips, with the reason, where they cannot be had."""
@@ -112,7 +31,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     waits = ("--dead-after", "20", "--requeue-wait", "15")
     started = cluster.dev_cluster("up", "--no-install", "--port", str(_free_port()), *waits)
     try:
-        if started.returncode == 2:
+        if started.returncode == NOT_A_CLUSTER:
             pytest.skip(started.stderr.strip())
         assert started.returncode == 0, started.stderr
         yield cluster
@@ -123,14 +42,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 def _free_port() -> int:
     # each worker of pytest-xdist has blocks of its own: two that look at the same time would find the same one free
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4
-    for first in range(18000 + 3000 * worker, 21000 + 3000 * worker, 1000):
-        try:
-            for port in (first, first + 11, first + 12):
-                socket.create_server(("127.0.0.1", port)).close()
-        except OSError:
-            continue
-        return first
-    raise AssertionError("no free ports")
+    return first_free_port(18000 + 3000 * worker, 21000 + 3000 * worker)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import STEPS, Slurm, attempts_of, logs_of, newest_step, numbers_of
+from ultramem_megatron.testing.slurm_jobs import Slurm, attempts_of, logs_of, newest_step, status_of, wait_until
+
+from .conftest import SETTINGS, STEPS, numbers_of
 
 pytestmark = pytest.mark.slow
 
@@ -22,22 +24,18 @@ def listening_on(port: int) -> set[str]:
     return {address for address, number in addresses if int(number, 16) == port}
 
 
-def status_of(run_dir: Path) -> dict[str, object]:
-    return json.loads((run_dir / "status.json").read_text())
-
-
 def test_two_nodes_give_the_same_run_as_one_machine(
     slurm: Slurm, config: Path, undisturbed: list[dict[str, float]], tmp_path: Path
 ) -> None:
     run_dir = tmp_path / 'it\'s "a" run $(touch injected) `touch injected` %j ;&|<>'
-    job = slurm.submit(config, run_dir, "--nodes", "2")
+    job = slurm.submit(config, SETTINGS, run_dir, "--nodes", "2")
     listening: set[str] = set()
 
     def has_ended() -> bool:
         listening.update(listening_on(20000 + int(job) % 10000))
-        return bool(status_of(run_dir)) if (run_dir / "status.json").exists() else False
+        return bool(status_of(run_dir))
 
-    slurm.wait_until(has_ended, run_dir)
+    wait_until(has_ended, run_dir)
     assert slurm.wait_for(job, run_dir)["JobState"] == "COMPLETED", logs_of(run_dir)
     assert status_of(run_dir)["outcome"] == "finished"
     assert numbers_of(run_dir) == undisturbed
@@ -59,7 +57,7 @@ def test_a_run_longer_than_the_time_limit_goes_on_until_it_is_done(
     slurm: Slurm, config: Path, undisturbed: list[dict[str, float]], tmp_path: Path
 ) -> None:
     options = ("--nodes", "2", "--time", "1", "--stop-before", "10", "--preflight", "none")
-    job = slurm.submit(config, tmp_path / "run", *options, "--max-restarts", "9", TEST_PACE_SECONDS="0.6")
+    job = slurm.submit(config, SETTINGS, tmp_path / "run", *options, "--max-restarts", "9", FAULT_PACE_SECONDS="0.6")
     ended = slurm.wait_for(job, tmp_path / "run")
     assert ended["JobState"] == "COMPLETED", logs_of(tmp_path / "run")
     outcomes = [attempt["outcome"] for attempt in attempts_of(tmp_path / "run")]
@@ -73,9 +71,9 @@ def test_a_lost_node_is_done_without(
 ) -> None:
     run_dir = tmp_path / "run"
     options = ("--nodes", "1-2", "--preflight", "nodes")
-    job = slurm.submit(config, run_dir, *options, TEST_PACE_SECONDS="0.3")
+    job = slurm.submit(config, SETTINGS, run_dir, *options, FAULT_PACE_SECONDS="0.3")
     try:
-        slurm.wait_until(lambda: newest_step(run_dir) > 25, run_dir)
+        wait_until(lambda: newest_step(run_dir) > 25, run_dir)
         assert slurm.dev_cluster("stop-node", "n2").returncode == 0
         ended = slurm.wait_for(job, run_dir)
     finally:
@@ -95,7 +93,7 @@ def test_a_lost_node_is_done_without(
 def test_a_run_that_always_crashes_is_given_up(slurm: Slurm, config: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     options = ("--nodes", "1", "--max-restarts", "1", "--preflight", "none")
-    job = slurm.submit(config, run_dir, *options, TEST_CRASH_AT_STEP="3")
+    job = slurm.submit(config, SETTINGS, run_dir, *options, FAULT_CRASH_AT_STEP="3")
     ended = slurm.wait_for(job, run_dir)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "1:0", "1"), logs_of(run_dir)
     assert [attempt["outcome"] for attempt in attempts_of(run_dir)] == ["failed", "failed"]

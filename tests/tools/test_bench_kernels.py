@@ -29,6 +29,18 @@ def test_a_layer_is_measured_and_equals_plain_pytorch(tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_step_of_a_table_is_measured_and_equals_adamw() -> None:
+    done = run("--cpu", "--update", "4096", "--repeats", "1", "--json", "-")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["error"] < 1e-3
+    assert [line["who"] for line in report["lines"]][:3] == [
+        "ultramem",
+        *(f"torch AdamW {kind}, dense" for kind in ("fused", "foreach")),
+    ]
+    assert len({line["what"] for line in report["lines"]}) == 5
+
+
 @pytest.mark.slow
 def test_every_kernel_is_measured_with_its_error(tmp_path: Path) -> None:
     out = tmp_path / "kernels.json"
@@ -37,7 +49,7 @@ def test_every_kernel_is_measured_with_its_error(tmp_path: Path) -> None:
     report = json.loads(out.read_text())
     ours = [line for line in report["lines"] if line["who"] == "ultramem"]
     assert {line["phase"] for line in ours} == {"forward", "backward", "update", "stage 1", "stage 2"}
-    assert {line["draw"] for line in ours} == {"uniform", "zipf", "equal", "dense", "normal"}
+    assert {line["draw"] for line in ours} == {"uniform", "zipf", "equal", "dense", "tenth", "normal"}
     assert all(line["error"] is not None and line["error"] <= 1e-2 for line in ours if line["phase"] != "update")
 
 

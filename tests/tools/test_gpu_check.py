@@ -52,8 +52,13 @@ def load_tool(name: str) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def gpu_check() -> ModuleType:
-    """The tool as a module."""
+    """The tool as a module; it makes its parts importable."""
     return load_tool("gpu_check")
+
+
+def part(name: str) -> ModuleType:
+    """A part that ``gpu_check`` has imported."""
+    return sys.modules[f"gpu_checks.{name}"]
 
 
 def run_tool(*arguments: str | Path, cwd: Path) -> "subprocess.CompletedProcess[str]":
@@ -93,6 +98,8 @@ def test_the_program_itself(tmp_path: Path) -> None:
         "layer",
         "--only",
         "kernels",
+        "--only",
+        "step",
         *sizes,
         "--out",
         out,
@@ -105,6 +112,7 @@ def test_the_program_itself(tmp_path: Path) -> None:
     assert report["versions"]["torch"] == torch.__version__
     training, layer = report["sections"]["training"], report["sections"]["layer"]
     assert training["problems"] == layer["problems"] == report["sections"]["kernels"]["problems"] == []
+    assert report["sections"]["step"]["facts"]["memory_share"] < 1
     assert len(training["facts"]["losses"]) == 12
     assert len(training["facts"]["losses_after_resume"]) == 10
     assert training["facts"]["tokens_per_second"] > 0 and training["facts"]["timed_steps"] == 2
@@ -140,7 +148,7 @@ def test_a_failed_section_leaves_the_others(
     gpu_check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(task: Any) -> Any:
-        gpu_check.run_program(task, "-c", "print('words'); raise SystemExit(7)")
+        part("program").run_program(task, "-c", "print('words'); raise SystemExit(7)")
 
     def succeed(task: Any) -> Any:
         return gpu_check.Finding({"layers": []}, [], "all is well")
@@ -167,7 +175,7 @@ def test_what_overruns_its_time_is_ended_with_its_children(gpu_check: ModuleType
     )
     task = make_task(gpu_check, tmp_path, seconds=2.0)
     with pytest.raises(gpu_check.SectionFailed, match="did not end in time"):
-        gpu_check.run_program(task, "-c", program)
+        part("program").run_program(task, "-c", program)
     assert_ends(int(child.read_text()))
 
 
@@ -187,11 +195,11 @@ def assert_ends(pid: int) -> None:
 
 def test_a_checkout_needs_no_install(gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "/of/the/user")
-    path = gpu_check.environment("cuda")["PYTHONPATH"].split(os.pathsep)
+    path = part("program").environment("cuda")["PYTHONPATH"].split(os.pathsep)
     root = TOOLS.parent
     assert [Path(folder) for folder in path[:3]] == [root, root / "kernels", root / "launch"]
     assert path[3:] == ["/of/the/user"]
-    assert gpu_check.environment("cpu")["CUDA_VISIBLE_DEVICES"] == ""
+    assert part("program").environment("cpu")["CUDA_VISIBLE_DEVICES"] == ""
 
 
 # --- Verdicts ---------------------------------------------------------------------------------------------------------
@@ -207,9 +215,9 @@ def repository(gpu_check: ModuleType, tmp_path: Path, monkeypatch: pytest.Monkey
         (tmp_path / "tests" / "test_one.py").write_text(f"import pytest\n\n\n{code}")
         folder = tmp_path / "folder"
         folder.mkdir()
-        return gpu_check.look_at_tests(make_task(gpu_check, folder))
+        return part("sections").look_at_tests(make_task(gpu_check, folder))
 
-    monkeypatch.setattr(gpu_check, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(part("program"), "REPOSITORY", tmp_path)
     return look
 
 
@@ -241,7 +249,7 @@ FALLING = [9.0 - 0.1 * step for step in range(30)]
     ],
 )
 def test_losses(gpu_check: ModuleType, losses: list[float], resumed: list[float], problem: str) -> None:
-    problems = gpu_check.problems_of_losses(losses, resumed)
+    problems = part("training").problems_of_losses(losses, resumed)
     assert len(problems) == bool(problem)
     assert all(problem in found for found in problems)
 
@@ -257,7 +265,7 @@ def test_losses(gpu_check: ModuleType, losses: list[float], resumed: list[float]
 )
 def test_runs(gpu_check: ModuleType, changes: dict[str, Any], problem: str) -> None:
     run = {"exit_status": 75, "steps": [11, 12, 13], "losses": [6.0, 6.0, 6.0], **changes}
-    problems = gpu_check.problems_of_run(run, 10, 3)
+    problems = part("training").problems_of_run(run, 10, 3)
     assert len(problems) == bool(problem)
     assert all(problem in found for found in problems)
 

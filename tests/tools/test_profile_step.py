@@ -28,7 +28,16 @@ def test_a_tiny_run(tmp_path: Path) -> None:
     trace = tmp_path / "step.json"
     split = ("memory.partition=number_wise", "memory.parallel_size=2")
     done = profile(
-        write_tiny_config(tmp_path), *split, "--local", "2", "--steps", str(STEPS), "--json", "--trace", trace
+        write_tiny_config(tmp_path),
+        *split,
+        "--local",
+        "2",
+        "--steps",
+        str(STEPS),
+        "--dense",
+        "--json",
+        "--trace",
+        trace,
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -41,6 +50,8 @@ def test_a_tiny_run(tmp_path: Path) -> None:
     assert len(report["step_seconds"]) == len(report["step_seconds_without_overlap"]) == STEPS
     least, most = report["ratio_range"]
     assert 0 < least <= most
+    assert len(report["dense_step_seconds"]) == STEPS
+    assert report["memory_share_without_overlap"] < 1 and report["memory_share"] < 1
     events = json.loads(trace.read_text())["traceEvents"]
     names = {event.get("name") for event in events}
     assert {"block 1", "block 2", "memory: lookup", "memory: wait for rows"} <= names
@@ -49,7 +60,7 @@ def test_a_tiny_run(tmp_path: Path) -> None:
 
 
 def test_what_is_under_way_gets_a_track(megatron: object) -> None:
-    from ultramem_megatron.training.step_profile import with_crossings
+    from ultramem_megatron.training.step_trace import with_crossings
 
     one = Crossing(name="rows", backward=True, begun=101.0, done=101.5, waited_from=101.25, waited_to=101.5)
     trace = with_crossings(

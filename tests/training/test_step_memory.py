@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from ultramem_kernels.table_update import torch_path
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.testing.distributed import run_distributed
 from ultramem_megatron.testing.peak_memory import largest_allocation
@@ -17,7 +18,6 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="forked ranks 
 def largest_of_a_step(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
     """Bytes of the largest block that a step allocates, and of a table's shard."""
     from ultramem_megatron.data.dataset import open_training_data
-    from ultramem_megatron.optim import table_adamw
     from ultramem_megatron.parallel import cpu_seam, host_exchange
     from ultramem_megatron.planning.choose import choose_plan
     from ultramem_megatron.planning.cluster import local_cluster
@@ -25,7 +25,7 @@ def largest_of_a_step(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> tup
     from ultramem_megatron.training.step import train_step
 
     for module, name in (
-        (table_adamw, "BLOCK_ELEMENTS"),
+        (torch_path, "PART_ELEMENTS"),
         (cpu_seam, "NORM_BLOCK_ELEMENTS"),
         (host_exchange, "EXCHANGED_ELEMENTS"),
     ):

@@ -1,6 +1,7 @@
 """Ranks that stand still: who is named, and that a pause that may be long, or ends in time, is no hang."""
 
 import os
+import subprocess
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import psutil
 import pytest
 
 from ultramem_megatron.config.resilience import ResilienceConfig
-from ultramem_megatron.errors import ConfigError
+from ultramem_megatron.errors import ConfigError, RankLostError
 from ultramem_megatron.training import heartbeat
 from ultramem_megatron.training.heartbeat import Heartbeat, blame, read_heartbeats, silent_ranks
 from ultramem_megatron.training.hooks import Hook
@@ -47,6 +48,49 @@ def test_who_stands_elsewhere_is_named() -> None:
     assert blame(elsewhere, [], 4) == "rank 3 on n1 stands after step 7 at hook.py:1 (after_step)"
     assert blame(ranks, [], 4) == "all 4 ranks stand after step 7 (a step) and none stands out"
     assert blame({}, list(range(9)), 9).endswith(" and 5 more")
+
+
+def test_slurms_name_for_the_machine_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURMD_NODENAME", "n7")
+    assert heartbeat.machine_name() == "n7"
+    monkeypatch.delenv("SLURMD_NODENAME")
+    assert heartbeat.machine_name() == heartbeat.socket.gethostname()
+
+
+@pytest.mark.parametrize(
+    ("changes", "text", "named"),
+    [
+        pytest.param({}, "gloo: Connection closed by peer", True, id="killed"),
+        pytest.param({"has_left": True}, "gloo: Connection closed by peer", False, id="ended-by-itself"),
+        pytest.param({"stands_still": True}, "gloo: Connection closed by peer", False, id="ended-as-hung"),
+        pytest.param({"host": "another"}, "gloo: Connection closed by peer", False, id="cannot-be-seen-from-here"),
+        pytest.param({}, "index 7 is out of range", False, id="another-error"),
+    ],
+)
+def test_a_rank_that_is_gone_is_named_when_its_connection_breaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], text: str, named: bool
+) -> None:
+    monkeypatch.setattr("ultramem_megatron.training.watchdog.LOST_POLLS", 2)
+    other = subprocess.Popen(["sleep", "1000"])
+    started = psutil.Process(other.pid).create_time()
+    here = heartbeat.machine_name()
+    with (
+        pytest.raises(RankLostError if named else RuntimeError, match="rank 1 on .* \\(pid" if named else text),
+        Watchdog(tmp_path, ResilienceConfig(), rank=0, world_size=2, end=pytest.fail),
+    ):
+        theirs = beat(1, **{"host": here, "pid": other.pid, "process_started": started, **changes})
+        theirs.write(tmp_path / heartbeat.WATCHDOG_FOLDER)
+        other.kill()
+        other.wait()
+        raise RuntimeError(text)
+    assert read_heartbeats(tmp_path / heartbeat.WATCHDOG_FOLDER, 1)[0].has_left
+
+
+def test_heartbeats_of_an_earlier_start_are_forgotten(tmp_path: Path) -> None:
+    beat(1).write(tmp_path)
+    heartbeat.stack_file(tmp_path, 1).write_text("stacks")
+    heartbeat.forget_earlier(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == [heartbeat.stack_file(tmp_path, 1).name]
 
 
 def test_a_process_of_the_same_number_is_not_taken_for_the_rank() -> None:

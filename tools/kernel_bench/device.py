@@ -245,6 +245,11 @@ def measure_update(run: Run, model: str, table_NV: Tensor) -> None:
     where, elements = (model, "dense", rows), weight.numel()
     step = lambda: update_table(weight, master, mean, square, grad, 10, settings)  # noqa: E731
     run.add(where, "update", "ultramem", step, elements * 34)
+    some = torch.rand(rows, 1, device=weight.device) < 0.1
+    touch = lambda: grad.copy_(some.expand_as(grad))  # noqa: E731
+    lazy = lambda: update_table(weight, master, mean, square, grad, 10, settings, touched_only=True)  # noqa: E731
+    needed = elements * 4 + int(some.sum()) * weight.shape[1] * 30
+    run.add((model, "tenth", rows), "update", "ultramem", lazy, needed, before=touch)
     parameter = torch.nn.Parameter(master)
     parameter.grad = grad
     adam = torch.optim.AdamW([parameter], lr=1e-3, fused=True)

@@ -28,6 +28,10 @@ class ResilienceConfig:
     pause_seconds: float = 1800.0
     """The same for what takes long by right: the first step, a checkpoint, a validation."""
 
+    straggler_ratio: float = 1.5
+    """A rank whose own work in a step takes more than so many times the median of its pipeline stage is named when it
+    does so in several reports in a row, which come every ``monitor.log_interval`` steps. 0 to measure nothing."""
+
     bad_step: BadStep = BadStep.SKIP
     """What becomes of a bad step: ``skip`` or ``roll_back``."""
 
@@ -46,7 +50,7 @@ class ResilienceConfig:
     loss may come from."""
 
     def __post_init__(self) -> None:
-        for name in ("hang_seconds", "loss_spike_factor"):
+        for name in ("hang_seconds", "straggler_ratio", "loss_spike_factor"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise ConfigError(f"resilience.{name} = {value} must be 0 (never) or a positive number")
@@ -56,6 +60,11 @@ class ResilienceConfig:
             raise ConfigError(
                 f"resilience.loss_spike_factor = {self.loss_spike_factor} would call usual losses bad; set it above 1, "
                 "or to 0 to look for NaN and infinity alone"
+            )
+        if 0 < self.straggler_ratio <= 1:
+            raise ConfigError(
+                f"resilience.straggler_ratio = {self.straggler_ratio} would name ranks that are as fast as the others; "
+                "set it above 1, or to 0 to measure nothing"
             )
         if self.pause_seconds < self.hang_seconds:
             raise ConfigError(

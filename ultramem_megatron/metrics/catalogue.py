@@ -78,6 +78,26 @@ MODEL_FLOPS_PER_SECOND = Metric(
     reduction=Reduction.LAST,
     help="Arithmetic that the model needs (recomputation not counted) per second, all ranks together.",
 )
+SLOWEST_RANK_RATIO = Metric(
+    name="throughput/slowest_rank_ratio",
+    unit="ratio",
+    reduction=Reduction.LAST,
+    help="Own work of the slowest rank, to the median of the ranks of its pipeline stage. 1 is even; all wait for the "
+    "slowest, so a new level slows every step: a GPU that throttles, a machine that does something else.",
+)
+SLOWEST_RANK_SECONDS = Metric(
+    name="throughput/slowest_rank_seconds",
+    unit="seconds",
+    reduction=Reduction.LAST,
+    help="That rank's own work in a step: its wall time less the time in which it waited for other ranks.",
+)
+SLOWEST_RANK = Metric(
+    name="throughput/slowest_rank",
+    unit="rank",
+    reduction=Reduction.LAST,
+    help="Which rank that was. Another one each time is noise; always the same one is a machine to look at, and "
+    "resilience.straggler_ratio names it.",
+)
 
 SLOT_USAGE_FRACTION = Metric(
     name="memory/slot_usage_fraction",
@@ -210,6 +230,9 @@ METRICS: tuple[Metric, ...] = (
     TOKENS_PER_SECOND,
     STEP_SECONDS,
     MODEL_FLOPS_PER_SECOND,
+    SLOWEST_RANK_RATIO,
+    SLOWEST_RANK_SECONDS,
+    SLOWEST_RANK,
     SLOT_USAGE_FRACTION,
     TOP1_SCORE,
     MEAN_SCORE,

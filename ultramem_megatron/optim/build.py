@@ -18,7 +18,7 @@ from ultramem_megatron.config.optimizer import OptimizerConfig as SettingsOfOpti
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.config.training import Precision
 from ultramem_megatron.optim.schedule import VALUE_RATE
-from ultramem_megatron.optim.table_adamw import RowPlace, TableAdamW
+from ultramem_megatron.optim.table_adamw import TableAdamW
 from ultramem_megatron.parallel.groups import Groups
 
 _DTYPES = {MomentType.FP32: torch.float32, MomentType.BF16: torch.bfloat16}
@@ -58,8 +58,9 @@ def build_optimizer(config: RunConfig, chunks: list[DistributedDataParallel], gr
     for part in built.chained_optimizers:
         if not HAVE_APEX_OR_TE:
             _use_fused_kernel(part)
-        if settings.own_table_step and holds_tables(part):
-            part.optimizer = _table_optimizer(part, settings)
+        # dense, with fp32 moments, theirs is a fused one as well
+        if holds_tables(part) and (settings.own_table_step or not HAVE_APEX_OR_TE):
+            _use_table_kernel(part, settings)
     return built
 
 
@@ -68,19 +69,24 @@ def holds_tables(part: DistributedOptimizer) -> bool:
     return any(VALUE_RATE in group for group in part.optimizer.param_groups)
 
 
-def _table_optimizer(part: DistributedOptimizer, settings: SettingsOfOptimizer) -> TableAdamW:
-    places = {}
+def _use_table_kernel(part: DistributedOptimizer, settings: SettingsOfOptimizer) -> None:
+    """Put ``TableAdamW`` inside; it writes the model's weights, so that megatron-core need not copy them any more.
+
+    Gradients are still cleared by megatron-core, a buffer at a time: it holds the ranges of other ranks as well.
+    """
+    weights = {}
     for parameter, (group, order) in part.model_param_group_index_map.items():
         master = part.optimizer.param_groups[group]["params"][order]
-        start = part._get_model_param_range_map(parameter)["param"].start
-        places[master] = RowPlace.of_range(parameter.shape[1], start)
-    return TableAdamW(
+        held = part._get_model_param_range_map(parameter)["param"]
+        weights[master] = parameter.detach().view(-1)[held.start : held.end]
+    part.optimizer = TableAdamW(
         part.optimizer,
-        places,
+        weights,
         lazy=settings.table_update is TableUpdate.LAZY,
         moment_types=(_DTYPES[settings.table_exp_avg_dtype], _DTYPES[settings.table_exp_avg_sq_dtype]),
         step_in_group=HAVE_APEX_OR_TE,
     )
+    part._copy_main_params_to_model_params = lambda: None
 
 
 def _use_fused_kernel(part: DistributedOptimizer) -> None:

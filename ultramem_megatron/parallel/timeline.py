@@ -170,22 +170,22 @@ class DeviceTimeline(RecordingTimeline):
     """
 
     def __init__(self) -> None:
-        self._origin = _recorded()
+        self._origin = recorded_event()
         self._waits: list[tuple[_DeviceMark, torch.cuda.Event, torch.cuda.Event]] = []
 
     def start(self, name: str, *, backward: bool) -> _DeviceMark:
-        return _DeviceMark(name, backward, _recorded())
+        return _DeviceMark(name, backward, recorded_event())
 
     def begun(self, mark: _DeviceMark, work: dist.Work) -> None:
         with torch.cuda.stream(torch.cuda.Stream()):
             work.wait()
-            mark.done = _recorded()
+            mark.done = recorded_event()
 
     def wait(self, mark: _DeviceMark, wait: Callable[[], object]) -> None:
-        waited_from = _recorded()
+        waited_from = recorded_event()
         with record_function(f"memory: wait for {mark.name}"):
             wait()
-        self._waits.append((mark, waited_from, _recorded()))
+        self._waits.append((mark, waited_from, recorded_event()))
 
     def take(self) -> list[Crossing]:
         torch.cuda.synchronize()
@@ -207,8 +207,8 @@ class DeviceTimeline(RecordingTimeline):
         return self._origin.elapsed_time(event) / 1000
 
 
-def _recorded() -> torch.cuda.Event:
-    """An event on the current stream, now."""
+def recorded_event(stream: torch.cuda.Stream | None = None) -> torch.cuda.Event:
+    """An event that tells the time, on ``stream`` or the current one, now."""
     event = torch.cuda.Event(enable_timing=True)
-    event.record()
+    event.record(stream)
     return event

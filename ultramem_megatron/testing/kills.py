@@ -114,7 +114,7 @@ def run_undisturbed(job: Job, folder: Path) -> Undisturbed:
         time.sleep(POLL_SECONDS)
     _require_success(started, run_dir)
     spent = sum(b - a for (a, busy), (b, _) in pairwise(saving) if busy)
-    return Undisturbed(_ending(job, run_dir), spent / (job.steps // job.interval))
+    return Undisturbed(ending_of(run_dir, job.steps), spent / (job.steps // job.interval))
 
 
 def kill_and_resume(
@@ -134,7 +134,7 @@ def kill_and_resume(
             break
     else:
         raise RuntimeError(f"run {number} could not be killed during a {moment} in {ATTEMPTS} attempts")
-    after_step = len(_curve(run_dir))
+    after_step = len(curve_of(run_dir))
     _require_success(_start(job, run_dir), run_dir)
     resumed = re.findall(r"resumed from .*: step (\d+) of", _log(run_dir))
     return Killed(
@@ -144,7 +144,7 @@ def kill_and_resume(
         after_step,
         int(resumed[-1]) if resumed else 0,
         time.monotonic() - start,
-        difference(_ending(job, run_dir), undisturbed.ending),
+        difference(ending_of(run_dir, job.steps), undisturbed.ending),
     )
 
 
@@ -159,7 +159,7 @@ def _kill_once(
         time.sleep(draw.uniform(0, undisturbed.save_seconds))
     else:
         step = draw.randrange(1, job.steps)
-        _wait_until(lambda: len(_curve(run_dir)) >= step or launcher.poll() is not None, f"{run_dir}: no step {step}")
+        _wait_until(lambda: len(curve_of(run_dir)) >= step or launcher.poll() is not None, f"{run_dir}: no step {step}")
         time.sleep(draw.uniform(0, 0.1))
     ranks = _children(launcher.pid)
     killed = len(ranks) == job.ranks and launcher.poll() is None
@@ -212,16 +212,18 @@ def _is_saving(run_dir: Path, step: int | None = None) -> bool:
     return any(step is None or step_folder(root, step).name in folder.name for folder in unfinished_folders(root))
 
 
-def _curve(run_dir: Path) -> list[tuple[float, ...]]:
+def curve_of(run_dir: Path) -> list[tuple[float, ...]]:
+    """Step, loss, gradient norm and rate of every step that a run has reported."""
     metrics = run_dir / "metrics.jsonl"
     lines = metrics.read_text().splitlines(keepends=True) if metrics.is_file() else []
     records = [json.loads(line) for line in lines if line.endswith("\n")]
     return [tuple(record[name] for name in _COMPARED) for record in records if "train/loss" in record]
 
 
-def _ending(job: Job, run_dir: Path) -> Ending:
-    manifest = json.loads((run_dir / "checkpoints" / f"step_{job.steps:08d}" / "manifest.json").read_text())
-    return Ending(_curve(run_dir), {name: entry["digest"] for name, entry in manifest["digests"].items()})
+def ending_of(run_dir: Path, steps: int) -> Ending:
+    """What a run of so many steps has left behind."""
+    manifest = json.loads((run_dir / "checkpoints" / f"step_{steps:08d}" / "manifest.json").read_text())
+    return Ending(curve_of(run_dir), {name: entry["digest"] for name, entry in manifest["digests"].items()})
 
 
 def difference(ours: Ending, theirs: Ending) -> str:

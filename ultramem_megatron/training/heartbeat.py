@@ -1,11 +1,12 @@
 """What each rank says of itself while it lives, in a file of the run folder, and who stands out when none gets on."""
 
 import json
+import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ class Heartbeat:
 
     rank: int
     host: str
+    """What ``machine_name`` gave there."""
     pid: int
     process_started: float
     """Seconds since 1970, so that another process of the same number is told apart."""
@@ -44,10 +46,17 @@ class Heartbeat:
     """Innermost line of its main thread, once it stands still."""
     waits: bool = False
     """Whether that line waits for other ranks."""
+    has_left: bool = False
+    """Its loop has ended, by itself or by an exception: it says itself why."""
 
     def write(self, folder: Path) -> None:
         """Replace the rank's file."""
         write_json(beat_file(folder, self.rank), asdict(self))
+
+
+def machine_name() -> str:
+    """As people know it: Slurm's name for a node may be another than the machine's own."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def beat_file(folder: Path, rank: int) -> Path:
@@ -71,6 +80,12 @@ def read_heartbeats(folder: Path, world_size: int) -> dict[int, Heartbeat]:
     return found
 
 
+def forget_earlier(folder: Path) -> None:
+    """Remove the heartbeats of an earlier start. For one process, before any rank writes."""
+    for file in folder.glob("rank_*.json"):
+        file.unlink(missing_ok=True)
+
+
 def place_of_main_thread() -> tuple[str, bool]:
     """The innermost line of this process's main thread, and whether it waits for other ranks there."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
@@ -92,6 +107,12 @@ def silent_ranks(before: dict[int, Heartbeat], after: dict[int, Heartbeat], worl
         if rank not in after
         or (not after[rank].stands_still and rank in before and after[rank].beats == before[rank].beats)
     ]
+
+
+def lost_ranks(beats: Mapping[int, Heartbeat]) -> list[Heartbeat]:
+    """Ranks of this machine whose process is gone though it neither left its loop nor ends a run that hangs."""
+    mine = [beat for beat in beats.values() if beat.host == machine_name() and not beat.has_left]
+    return [beat for beat in mine if not beat.stands_still and process_of(beat) is None]
 
 
 def blame(after: dict[int, Heartbeat], silent: Sequence[int], world_size: int) -> str:
@@ -126,7 +147,7 @@ def _describe_silent(rank: int, beat: Heartbeat | None) -> str:
 
 def _state(beat: Heartbeat) -> str:
     process = process_of(beat)
-    if beat.host != socket.gethostname():
+    if beat.host != machine_name():
         return "its process does not run, or its machine is lost"
     if process is None:
         return "its process is gone"
@@ -139,7 +160,7 @@ def _state(beat: Heartbeat) -> str:
 
 def process_of(beat: Heartbeat) -> psutil.Process | None:
     """The rank's process, if it is one of this machine and still there."""
-    if beat.host != socket.gethostname():
+    if beat.host != machine_name():
         return None
     try:
         process = psutil.Process(beat.pid)

@@ -17,10 +17,12 @@ from ultramem_megatron.errors import DivergedError
 from ultramem_megatron.files import write_text
 from ultramem_megatron.monitor.events import EventLog
 from ultramem_megatron.monitor.publish import Publisher, open_publisher
+from ultramem_megatron.parallel.work_meter import WorkMeter
 from ultramem_megatron.planning.plan import Plan
 from ultramem_megatron.planning.report import summary
 from ultramem_megatron.training.checkpointing import SaveCheckpoints, find_start, resume
 from ultramem_megatron.training.go_back import WayBack
+from ultramem_megatron.training.heartbeat import WATCHDOG_FOLDER, forget_earlier
 from ultramem_megatron.training.hooks import Hook
 from ultramem_megatron.training.loop import Outcome, run_loop
 from ultramem_megatron.training.reporting import ReportBadSteps, ReportMemory, ReportSteps
@@ -28,6 +30,7 @@ from ultramem_megatron.training.setup import build_run_groups, build_train_state
 from ultramem_megatron.training.state import StepResult, TrainState
 from ultramem_megatron.training.step import GoBack
 from ultramem_megatron.training.stop import StopRequest
+from ultramem_megatron.training.stragglers import ReportStragglers
 from ultramem_megatron.training.validation import Validate
 from ultramem_megatron.training.watchdog import TakesLong, Watchdog, Watched
 
@@ -70,11 +73,13 @@ def pretrain(
     write_run_files(config, plan, run_dir)
     events = EventLog(run_dir, reports=dist.get_rank() == 0)
     way_back = WayBack(run_dir / CHECKPOINTS, training_data.fingerprint)
-    with _open_watchdog(config, run_dir, end_hung) as watchdog:
+    with _open_watchdog(config, run_dir, end_hung) as watchdog, WorkMeter(device) as meter:
         while True:
             with _open_publisher(config, plan, run_dir, state) as publisher:
                 save = SaveCheckpoints(run_dir / CHECKPOINTS, training_data.fingerprint, state, publisher)
                 hooks = _hooks(publisher, events, watchdog, state, validation_data, save)
+                if config.resilience.straggler_ratio:
+                    hooks.insert(0, ReportStragglers(publisher, events, meter, state))
                 try:
                     return run_loop(state, state.training_batches(training_data), hooks, stop)
                 except DivergedError as end:
@@ -102,10 +107,14 @@ def _skip(state: TrainState, result: StepResult, hooks: Sequence[Hook]) -> None:
 
 
 def write_run_files(config: RunConfig, plan: Plan, run_dir: Path) -> None:
-    """``config.yaml`` and ``plan.json``, and no half-written checkpoints, on one rank. Collective over the world."""
+    """``config.yaml`` and ``plan.json``, and nothing that an earlier start left half-written, on one rank.
+
+    Collective over the world.
+    """
     if dist.get_rank() == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
         remove_leftovers(run_dir / CHECKPOINTS)
+        forget_earlier(run_dir / WATCHDOG_FOLDER)
         write_text(run_dir / "config.yaml", to_yaml(config))
         plan.save(run_dir / "plan.json")
     dist.barrier()

@@ -1,19 +1,14 @@
 """Training steps with and without overlap, in turn, and what became of the lookups' communication in them."""
 
-import json
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from torch import nn
-from torch.profiler import ProfilerActivity, profile, record_function
-from torch.utils.hooks import RemovableHandle
 
 from ultramem_megatron.data.batch import Batch
 from ultramem_megatron.parallel.timeline import (
@@ -26,6 +21,7 @@ from ultramem_megatron.parallel.timeline import (
 )
 from ultramem_megatron.training.state import TrainState
 from ultramem_megatron.training.step import train_step
+from ultramem_megatron.training.step_trace import write_trace
 
 WARM_UP_STEPS = 2
 """Of each kind: the first make buffers and connections."""
@@ -50,6 +46,8 @@ class StepProfile:
     seconds_without: list[float]
     """Of steps without, made in turn with the others."""
     spans: list[SpanProfile]
+    dense_seconds: list[float] | None = None
+    """Of steps of the model without its memory layers; None where none were made."""
 
     @property
     def ratio(self) -> float:
@@ -61,6 +59,13 @@ class StepProfile:
         """Least and largest ratio of two steps that followed each other."""
         ratios = [a / b for a, b in zip(self.seconds, self.seconds_without, strict=True)]
         return min(ratios), max(ratios)
+
+    def memory_share(self, *, overlap: bool) -> float | None:
+        """What part of a step is gone without the memory layers, their optimizer and messages included; by medians."""
+        if self.dense_seconds is None:
+            return None
+        whole = statistics.median(self.seconds if overlap else self.seconds_without)
+        return 1 - statistics.median(self.dense_seconds) / whole
 
 
 def profile_steps(
@@ -88,12 +93,20 @@ def profile_steps(
             for index, timeline in timelines.items():
                 crossings[index, overlap] += timeline.take()
     if trace is not None:
-        _write_trace(state, next(batches), timelines, trace)
+        batch = next(batches)
+        write_trace(state, lambda: _timed_step(state, batch, overlap=True), timelines, trace)
     return StepProfile(
         seconds=_slowest(seconds[True]),
         seconds_without=_slowest(seconds[False]),
         spans=_gather_spans(state, crossings, pairs),
     )
+
+
+def time_steps(state: TrainState, batches: Iterator[list[Batch]], steps: int) -> list[float]:
+    """Seconds of each of ``steps`` steps on the slowest rank, after some to warm up. Collective over the world."""
+    for _ in range(WARM_UP_STEPS):
+        _timed_step(state, next(batches), overlap=True)
+    return _slowest([_timed_step(state, next(batches), overlap=True) for _ in range(steps)])
 
 
 def _watch(state: TrainState) -> dict[int, RecordingTimeline]:
@@ -156,71 +169,3 @@ def _from_all(ours: Any) -> list[Any]:
     theirs: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(theirs, ours)
     return theirs
-
-
-# --- The trace --------------------------------------------------------------------------------------------------------
-
-
-def _write_trace(state: TrainState, batch: list[Batch], timelines: dict[int, RecordingTimeline], path: Path) -> None:
-    """One step with overlap, as rank 0 sees it."""
-    if dist.get_rank():
-        _timed_step(state, batch, overlap=True)
-        return
-    cuda = [ProfilerActivity.CUDA] if state.groups.device.type == "cuda" else []
-    with _named_blocks(state), profile(activities=[ProfilerActivity.CPU, *cuda]) as recorded:
-        _timed_step(state, batch, overlap=True)
-    recorded.export_chrome_trace(str(path))
-    if not cuda:  # a GPU's trace shows what is on its streams
-        spans = state.config.memory.span_list
-        crossings = {f"span {spans[index]}": timeline.take() for index, timeline in timelines.items()}
-        path.write_text(json.dumps(with_crossings(json.loads(path.read_text()), crossings)))
-
-
-@contextmanager
-def _named_blocks(state: TrainState) -> Iterator[None]:
-    """Each block's forward pass as a range of its own."""
-    hooks = [
-        hook
-        for chunk in state.chunks
-        for block in chunk.decoder.layers
-        for hook in _name_forward(block, f"block {block.layer_number}")
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _name_forward(module: nn.Module, name: str) -> list[RemovableHandle]:
-    open_ranges: list[record_function] = []
-
-    def enter(*_: Any) -> None:
-        open_ranges.append(record_function(name))
-        open_ranges[-1].__enter__()
-
-    def leave(*_: Any) -> None:
-        open_ranges.pop().__exit__(None, None, None)
-
-    return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-
-
-def with_crossings(trace: dict[str, Any], crossings: dict[str, list[Crossing]]) -> dict[str, Any]:
-    """A Chrome trace and a track for each span, on which each collective lasts as long as it was under way.
-
-    Args:
-        trace: As torch's profiler wrote it: microseconds since ``baseTimeNanoseconds`` of Unix time.
-        crossings: By the name of the track; their seconds are of Unix time.
-    """
-    base = trace.get("baseTimeNanoseconds", 0) / 1e9
-    events = list(trace["traceEvents"])
-    for thread, (name, found) in enumerate(crossings.items()):
-        place = {"pid": "memory communication", "tid": thread}
-        events.append({"ph": "M", "name": "thread_name", **place, "args": {"name": name}})
-        for number, one in enumerate(found):
-            title = f"{one.name}{' (gradient)' if one.backward else ''}"
-            # asynchronous events: they may overlap each other on one track
-            event = {"cat": "memory", "name": title, "id": f"{thread}.{number}", **place}
-            events.append({**event, "ph": "b", "ts": (one.begun - base) * 1e6})
-            events.append({**event, "ph": "e", "ts": (one.done - base) * 1e6})
-    return {**trace, "traceEvents": events}

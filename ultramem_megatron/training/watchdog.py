@@ -10,7 +10,6 @@ import faulthandler
 import logging
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from typing import TextIO
 import psutil
 
 from ultramem_megatron.config.resilience import ResilienceConfig
+from ultramem_megatron.errors import RankLostError, names_broken_connection
 from ultramem_megatron.training import heartbeat
 from ultramem_megatron.training.heartbeat import Heartbeat
 from ultramem_megatron.training.hooks import Hook
@@ -34,6 +34,9 @@ LONGEST_BEAT_SECONDS = 20.0
 BEATS_PER_LIMIT = 20
 SILENT_BEATS = 3
 """A rank that runs writes at least one heartbeat in so many."""
+LOST_POLLS = 20
+LOST_POLL_SECONDS = 0.1
+"""The kernel closes a killed process's connections before the process is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ class Watchdog:
         self._mark = _Mark(0, 0, "the first step", config.pause_seconds)
         self._beat = Heartbeat(
             rank=rank,
-            host=socket.gethostname(),
+            host=heartbeat.machine_name(),
             pid=os.getpid(),
             process_started=psutil.Process().create_time(),
             beats=0,
@@ -104,6 +107,22 @@ class Watchdog:
             self._thread.join(self._beat_seconds)
             faulthandler.unregister(signal.SIGUSR2)
             self._stacks.close()
+            self._save(replace(self._beat, has_left=True))
+            if error is not None and names_broken_connection(str(error)):
+                self._name_lost(error)
+
+    def _name_lost(self, error: BaseException) -> None:
+        """A connection broke: whose, if it was that of a process of this machine.
+
+        Raises:
+            RankLostError: A rank is gone without a word.
+        """
+        for _ in range(LOST_POLLS):
+            lost = heartbeat.lost_ranks(heartbeat.read_heartbeats(self._folder, self._world_size))
+            if lost:
+                who = " and ".join(f"rank {beat.rank} on {beat.host} (pid {beat.pid})" for beat in lost[:4])
+                raise RankLostError(f"killed by a signal, without a word of its own: {who}") from error
+            time.sleep(LOST_POLL_SECONDS)
 
     def _watch(self) -> None:
         still_seconds, seen = 0.0, self._mark.number
@@ -131,8 +150,11 @@ class Watchdog:
             where=where,
             waits=waits,
         )
+        self._save(self._beat)
+
+    def _save(self, beat: Heartbeat) -> None:
         try:
-            self._beat.write(self._folder)
+            beat.write(self._folder)
         except OSError as error:  # a full disk is no reason to stop watching
             logger.warning("rank %d cannot write its heartbeat: %s", self._rank, error)
 
@@ -147,6 +169,10 @@ class Watchdog:
                 return False
         after = heartbeat.read_heartbeats(self._folder, self._world_size)
         silent = heartbeat.silent_ranks(before, after, self._world_size)
+        elsewhere = silent and all(beat.host != self._beat.host for rank, beat in after.items() if rank in silent)
+        # who is on their machine sees whether they are stopped or gone, and may say so first
+        if elsewhere and (self._pause() or self._mark.number != mark.number):
+            return False
         who = heartbeat.blame(after, silent, self._world_size)
         heartbeat.ask_for_stacks([after[rank] for rank in silent if rank in after])
         self._end(f"no progress for {still_seconds:.0f} s ({mark.doing}): {who}; stacks of all ranks in {self._folder}")

@@ -1,4 +1,4 @@
-"""``update_table``: checks, the torch operator, and the CPU's part by part."""
+"""``update_table``: checks, and the torch operator."""
 
 from dataclasses import astuple
 
@@ -6,64 +6,62 @@ import torch
 from torch import Tensor
 
 from ultramem_kernels import arguments
-from ultramem_kernels.table_update.reference import update_table_reference
+from ultramem_kernels.table_update import torch_path
 from ultramem_kernels.table_update.settings import AdamW
 from ultramem_kernels.triton_kernels import triton_kernels
 
-# Letters: N rows of the table, V value dimension.
-
-PART_ELEMENTS = 2**17
-"""Elements updated at a time on a CPU: the five tensors and the temporaries of a part stay in its cache."""
+WIDE = (torch.float32,)
+NARROW_TOO = (torch.bfloat16, torch.float32)
 
 
 def update_table(
-    weight_NV: Tensor,
-    master_NV: Tensor,
-    mean_NV: Tensor,
-    square_NV: Tensor,
-    grad_NV: Tensor,
+    weight: Tensor,
+    master: Tensor,
+    mean: Tensor,
+    square: Tensor,
+    grad: Tensor,
     step: int,
     settings: AdamW,
+    *,
+    touched_only: bool = False,
+    clear_grad: bool = True,
 ) -> None:
-    """One dense step, in place; see ``update_table_reference``.
+    """One step, in place; see ``update_table_reference``. Rows mean nothing to it: any range of a table will do.
 
     Args:
-        weight_NV: bf16 or fp32, contiguous, as all of them.
-        master_NV: fp32; may be the weight itself, if that is fp32.
-        mean_NV: fp32.
-        square_NV: fp32.
-        grad_NV: fp32; cleared.
+        weight: bf16 or fp32, of any shape, contiguous, as all of them.
+        master: fp32; may be the weight itself, if that is fp32.
+        mean: fp32 or bf16.
+        square: fp32 or bf16.
+        grad: fp32.
         step: From 1.
         settings: Rates.
+        touched_only: Elements whose gradient is exactly zero keep master and moments; nothing but their gradient is
+            read where there are many together.
+        clear_grad: Whether the gradient is zero afterwards, or as it was.
 
     Raises:
         ArgumentError: Names the argument, and what was expected.
     """
-    tensors = {
-        "weight_NV": weight_NV,
-        "master_NV": master_NV,
-        "mean_NV": mean_NV,
-        "square_NV": square_NV,
-        "grad_NV": grad_NV,
-    }
+    tensors = {"weight": weight, "master": master, "mean": mean, "square": square, "grad": grad}
+    allowed = {"master": WIDE, "grad": WIDE}
     for name, tensor in tensors.items():
-        allowed = (torch.bfloat16, torch.float32) if tensor is weight_NV else (torch.float32,)
-        arguments.need_dtype(name, tensor, allowed)
-        arguments.need_shape(name, tensor, tuple(weight_NV.shape))
-        arguments.need_rows_together(name, tensor)
+        arguments.need_dtype(name, tensor, allowed.get(name, NARROW_TOO))
+        arguments.need_shape(name, tensor, tuple(weight.shape))
+        arguments.need_contiguous(name, tensor)
     arguments.need_same_device(tensors)
     if step < 1:
         raise arguments.ArgumentError(f"step is {step}; expected 1 or more")
     # an operator may not be given the same memory twice
-    shared = master_NV.data_ptr() == weight_NV.data_ptr()
+    shared = master.data_ptr() == weight.data_ptr()
+    flat = [x.view(-1) for x in (master, mean, square, grad)]
     _update_table(
-        None if shared else weight_NV,
-        master_NV,
-        mean_NV,
-        square_NV,
-        grad_NV,
+        None if shared else weight.view(-1),
+        *flat,
         step,
         list(astuple(settings)),
+        touched_only,
+        clear_grad,
     )
 
 
@@ -79,12 +77,12 @@ def _update_table(
     grad: Tensor,
     step: int,
     rates: list[float],
+    touched_only: bool,
+    clear_grad: bool,
 ) -> None:
-    settings = AdamW(*rates)
-    flat = [x.view(-1) for x in (master if weight is None else weight, master, mean, square, grad)]
-    for start in range(0, master.numel(), PART_ELEMENTS):
-        of_part = [x[start : start + PART_ELEMENTS] for x in flat]
-        update_table_reference(of_part[0], of_part[1], of_part[2], of_part[3], of_part[4], step, settings)
+    torch_path.update(
+        weight, master, mean, square, grad, step, AdamW(*rates), touched_only=touched_only, clear_grad=clear_grad
+    )
 
 
 @_update_table.register_kernel("cuda")
@@ -96,9 +94,12 @@ def _(
     grad: Tensor,
     step: int,
     rates: list[float],
+    touched_only: bool,
+    clear_grad: bool,
 ) -> None:
-    settings = AdamW(*rates)
-    triton_kernels("table_update").update_table(weight, master, mean, square, grad, step, settings)
+    triton_kernels("table_update").update(
+        weight, master, mean, square, grad, step, AdamW(*rates), touched_only=touched_only, clear_grad=clear_grad
+    )
 
 
 @_update_table.register_fake
@@ -110,5 +111,7 @@ def _(
     grad: Tensor,
     step: int,
     rates: list[float],
+    touched_only: bool,
+    clear_grad: bool,
 ) -> None:
     return None

@@ -73,6 +73,7 @@ def judge(
     asked: str,
     lost_nodes: Sequence[str],
     attempt: str,
+    killed: str = "",
 ) -> Ending:
     """Why this start ended.
 
@@ -82,11 +83,15 @@ def judge(
         asked: Signal that the script got: ``USR1`` (the time limit is near), ``TERM`` or ``none``.
         lost_nodes: Nodes that no longer answer.
         attempt: Of this start.
+        killed: Which rank a signal ended before any other had failed, in one sentence; empty if none.
     """
     if lost_nodes and may_have_lost_nodes(ending):
         # the ranks of the other nodes failed because of it
         words = f"{' and '.join(lost_nodes)} no longer {'answers' if len(lost_nodes) == 1 else 'answer'}"
         return Ending(outcome=Outcome.NODE_LOST, reason=words, attempt=attempt)
+    if killed and asked == "none" and (ending is None or ending.outcome in (Outcome.FAILED, Outcome.NOT_MET)):
+        # the others only say that a connection broke
+        return Ending(outcome=Outcome.FAILED, reason=killed, attempt=attempt)
     if ending is not None:
         return ending
     if asked != "none":

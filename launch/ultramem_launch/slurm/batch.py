@@ -25,6 +25,7 @@ from ultramem_launch.ending import (
 )
 from ultramem_launch.slurm.attempts import SUSPECT_AFTER, Attempt, close, decide, judge, may_have_lost_nodes
 from ultramem_launch.slurm.folder import JobFolder
+from ultramem_launch.slurm.killed import find_killed
 from ultramem_launch.slurm.nodes import bad_nodes, read_facts, read_speeds, slow_nodes, write_token
 from ultramem_megatron.checkpoint.set_aside import describe_mark, set_aside
 from ultramem_megatron.errors import UltraMemError
@@ -162,7 +163,14 @@ def end(
     """Note why the start ended and say what is next; ``START_AGAIN``, or the exit status of the job."""
     attempt = attempt_of_this_process()
     said = read_ending(folder.run_dir)
-    ending = judge(ending=said, step_status=step_status, asked=asked, lost_nodes=lost_nodes, attempt=attempt)
+    ending = judge(
+        ending=said,
+        step_status=step_status,
+        asked=asked,
+        lost_nodes=lost_nodes,
+        attempt=attempt,
+        killed=find_killed(folder.logs / f"{attempt}.log"),
+    )
     attempts = [Attempt.from_dict(content) for content in folder.read_attempts()]
     attempts[-1] = close(attempts[-1], ending, folder.newest_step(), time.time())
     write_json(folder.attempts, [one.to_dict() for one in attempts])
