@@ -1,7 +1,7 @@
 """A whole pretraining run on this process: set up, resume, train."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from ultramem_megatron.training.hooks import Hook
 from ultramem_megatron.training.loop import Outcome, run_loop
 from ultramem_megatron.training.reporting import ReportBadSteps, ReportMemory, ReportSteps
 from ultramem_megatron.training.setup import build_run_groups, build_train_state
-from ultramem_megatron.training.state import TrainState
+from ultramem_megatron.training.state import StepResult, TrainState
 from ultramem_megatron.training.step import GoBack
 from ultramem_megatron.training.stop import StopRequest
 from ultramem_megatron.training.stragglers import MeasureWork, ReportStragglers
@@ -88,9 +88,21 @@ def pretrain(
                 except GoBack as bad:
                     save.finish(state)
                     watchdog.progress(state.step, "going back to a checkpoint", may_take_long=True)
-                    words = f"{bad}; {way_back.go(state)}"
+                    done = way_back.go(state)
+                    if done is None:
+                        _skip(state, bad.result, hooks)
+                        continue
+                    words = f"{bad}; {done}"
                     events.write(state.step, "bad_step", words)
                     publisher.text(state.step, "bad step", words)
+
+
+def _skip(state: TrainState, result: StepResult, hooks: Sequence[Hook]) -> None:
+    """What ``resilience.bad_step = skip`` does, for a bad step from which there is no way back yet."""
+    state.advance()
+    skipped = replace(result, bad=f"{result.bad}, and there is no checkpoint yet to go back to")
+    for hook in hooks:
+        hook.after_step(state, skipped)
 
 
 def write_run_files(config: RunConfig, plan: Plan, run_dir: Path) -> None:

@@ -20,9 +20,10 @@ from ultramem_launch.ending import (
     attempt_of_this_process,
     clear_ending,
     read_ending,
+    record_ending,
     replace_ending,
 )
-from ultramem_launch.slurm.attempts import SUSPECT_AFTER, Attempt, close, decide, judge
+from ultramem_launch.slurm.attempts import SUSPECT_AFTER, Attempt, close, decide, judge, may_have_lost_nodes
 from ultramem_launch.slurm.folder import JobFolder
 from ultramem_launch.slurm.killed import find_killed
 from ultramem_launch.slurm.nodes import bad_nodes, read_facts, read_speeds, slow_nodes, write_token
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     return end(folder, options.step_status, options.asked, [], options.max_restarts, requeue)
                 if options.asked == "TERM":
                     wait_for_ranks(folder.run_dir, LAST_WORDS_SECONDS)
-                lost = find_lost_nodes() if _may_have_lost_nodes(folder) else []
+                lost = find_lost_nodes() if may_have_lost_nodes(read_ending(folder.run_dir)) else []
                 return end(folder, options.step_status, options.asked, lost, options.max_restarts, requeue)
     except UltraMemError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -146,9 +147,9 @@ def passed(folder: JobFolder, nodes: Sequence[str], *, all_reduce: bool) -> int:
     attempt = attempt_of_this_process()
     facts = folder.preflight(attempt)
     speeds = read_speeds(facts) if all_reduce else None
-    if all_reduce and speeds is None:
+    if all_reduce and speeds is None:  # a rank may have said why
         reason = "the all-reduce before training did not end; the log of the ranks says where"
-        replace_ending(folder.run_dir, Ending(outcome=Outcome.FAILED, reason=reason, attempt=attempt))
+        record_ending(folder.run_dir, Ending(outcome=Outcome.NOT_MET, reason=reason, attempt=attempt))
         return 1
     bad = bad_nodes(nodes, read_facts(facts)) if speeds is None else slow_nodes(speeds)
     for node, words in bad.items():
@@ -206,11 +207,6 @@ def put_aside(checkpoint: Path, last: Attempt) -> bool:
         return False
     print(describe_mark(checkpoint), flush=True)
     return True
-
-
-def _may_have_lost_nodes(folder: JobFolder) -> bool:
-    ending = read_ending(folder.run_dir)
-    return ending is None or ending.outcome in (Outcome.FAILED, Outcome.HUNG)
 
 
 def wait_for_ranks(run_dir: Path, seconds: float) -> None:

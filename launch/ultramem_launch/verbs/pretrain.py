@@ -23,8 +23,9 @@ def pretrain(
 ) -> None:
     """Train a model; start the same command again to resume.
 
-    Exit status: 0 finished, 2 bad input, 75 saved and ended early on SIGTERM or SIGUSR1, 80 hung,
-    81 diverged, 82 no room for a checkpoint.
+    Exit status: 0 finished, 1 failed, 2 bad_input, 75 preempted (saved and ended early on SIGTERM or SIGUSR1), 80 hung,
+    81 diverged, 82 out_of_disk, 85 not_met (the ranks), 128 + n killed by signal n (--local). RUN_DIR/status.json says
+    why; launch/README.md says what to do.
 
     Example: ultramem pretrain quickstart training.steps=500 --run-dir runs/first --local 4
     """
