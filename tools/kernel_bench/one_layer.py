@@ -2,9 +2,9 @@
 
     python one_layer.py CHECKOUT SETTINGS
 
-``SETTINGS`` is JSON: ``sections`` of a config, ``tokens``, ``hidden``, ``threads``. Each line of standard input asks for
-a pass; each line of standard output answers, as JSON: seconds of forward and backward, and sizes of output and input
-gradient, which tell whether two checkouts compute the same. Only what every checkout has is used.
+``SETTINGS`` is JSON: ``sections`` of a config, ``tokens``, ``hidden``, ``threads``. Each line of standard input asks
+for a pass; each line of standard output answers, as JSON: seconds of forward and backward, and sizes of output and
+input gradient, which tell whether two checkouts compute the same. Only what every checkout has is used.
 """
 
 import contextlib
