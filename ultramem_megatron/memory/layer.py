@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor, nn
 
 from ultramem_kernels.precision import widened
+from ultramem_kernels.product import linear
 from ultramem_megatron.memory.auxiliary_loss import attach_loss, core_penalty
 from ultramem_megatron.memory.initial_rules import InitialRule
 from ultramem_megatron.memory.pre_values import PreValues
@@ -55,7 +55,7 @@ class OutputProjection(nn.Module):
 
     def forward(self, pooled_TEV: Tensor) -> Tensor:
         """[T, E, V] -> [T, D]."""
-        return F.linear(pooled_TEV.flatten(1), self.weight)
+        return linear(pooled_TEV.flatten(1), self.weight)
 
 
 class MemoryLayer(nn.Module):
