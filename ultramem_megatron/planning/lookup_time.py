@@ -70,7 +70,8 @@ def lookup_time(
         group: The ranks that share it.
         node_size: L; matters to a grid alone.
     """
-    factor = owner_factor(partition, shape, group.ranks, node_size)
+    # processes of a machine share its cores and memory: what the busiest has more, the others leave to it
+    factor = 1.0 if profile.device == "cpu" else owner_factor(partition, shape, group.ranks, node_size)
     kernels = kernel_parts(profile, partition, replace(shape, pre_value_dim=0), group.ranks, node_size, factor)
     if shape.pre_value_dim:
         products = replace(shape, value_dim=shape.pre_value_dim, pre_value_dim=0, expansion=1, cores=1)
