@@ -29,6 +29,10 @@ class RunFailure(RuntimeError):
     """A run ends early for a reason that has a name and an exit status of its own; no setting is wrong."""
 
 
+class MeetingError(RunFailure):
+    """The ranks did not reach each other; the next start may succeed, for it has another port or other machines."""
+
+
 class DivergedError(RunFailure):
     """The loss is lost, and skipping or going back did not help."""
 

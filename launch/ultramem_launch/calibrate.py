@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from ultramem_launch.place import ProcessPlace
     from ultramem_megatron.planning.calibration.partial import Partial
 
+RANK_IMPORTS = ("ultramem_megatron.measuring.calibration", "ultramem_megatron.measuring.fingerprint")
+"""What a rank imports; with it comes the rest."""
+
 
 def calibrate_rank(out: Path, name: str, base: str | None, *, quick: bool, max_error_fraction: float) -> None:
     """As the rank that the launcher says this is. Collective over the world; rank 0 writes.

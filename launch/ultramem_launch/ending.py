@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from ultramem_launch import exit_codes
-from ultramem_megatron.errors import DivergedError, RankLostError, RunFailure, UltraMemError, names_broken_connection
+from ultramem_megatron.errors import (
+    DivergedError,
+    MeetingError,
+    RankLostError,
+    RunFailure,
+    UltraMemError,
+    names_broken_connection,
+)
 from ultramem_megatron.files import write_json
 
 logger = logging.getLogger(__name__)
@@ -36,6 +43,7 @@ class Outcome(StrEnum):
     BAD_INPUT = "bad_input"
     BAD_NODE = "bad_node"
     NODE_LOST = "node_lost"
+    NOT_MET = "not_met"
     HUNG = "hung"
     DIVERGED = "diverged"
     OUT_OF_DISK = "out_of_disk"
@@ -58,6 +66,7 @@ RULES = {
     Outcome.BAD_INPUT: Rule(exit_codes.BAD_INPUT, False, "something to mend, named in the reason"),
     Outcome.BAD_NODE: Rule(exit_codes.BAD_NODE, True, "a node did not pass the checks before training"),
     Outcome.NODE_LOST: Rule(exit_codes.NODE_LOST, True, "a node stopped answering"),
+    Outcome.NOT_MET: Rule(exit_codes.NOT_MET, True, "the ranks did not reach each other"),
     Outcome.HUNG: Rule(exit_codes.HUNG, True, "a rank made no progress"),
     Outcome.DIVERGED: Rule(exit_codes.DIVERGED, False, "the loss is lost, and going back did not help"),
     Outcome.OUT_OF_DISK: Rule(exit_codes.OUT_OF_DISK, False, "no room for a checkpoint"),
@@ -156,6 +165,8 @@ def failures_recorded(run_dir: Path, rank: int) -> Iterator[None]:
 
 def outcome_of(error: RunFailure) -> Outcome:
     """What the status file calls it."""
+    if isinstance(error, MeetingError):
+        return Outcome.NOT_MET
     return Outcome.DIVERGED if isinstance(error, DivergedError) else Outcome.OUT_OF_DISK
 
 

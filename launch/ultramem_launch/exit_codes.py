@@ -11,8 +11,10 @@ HUNG = 80
 DIVERGED = 81
 """The loss is no longer a number, or far off, and going back did not help."""
 OUT_OF_DISK = 82
-"""A checkpoint could not be written."""
+"""There was no room for a checkpoint."""
 BAD_NODE = 83
 """A node did not pass the checks before the run; nothing was trained."""
 NODE_LOST = 84
 """A node stopped answering."""
+NOT_MET = 85
+"""The ranks did not reach each other; nothing was trained."""

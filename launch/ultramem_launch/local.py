@@ -4,9 +4,10 @@ torchrun would do, but it turns every exit status into 1, drops SIGUSR1, and lea
 killed; a run needs its own status to arrive, the early warning of a scheduler, and no orphans.
 """
 
-import ctypes
 import functools
+import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ultramem_launch import exit_codes
+from ultramem_launch.child import die_with_parent
 from ultramem_launch.place import RENDEZVOUS
+from ultramem_launch.template import STOP_SIGNALS, ForkedProcess, Template
 from ultramem_megatron.errors import LaunchError
+
+logger = logging.getLogger(__name__)
 
 ERROR_FILE = "ULTRAMEM_ERROR_FILE"
 """Where a rank leaves the paragraph of an error, so that it is printed once and not by every rank."""
@@ -27,16 +32,22 @@ POLL_SECONDS = 0.02
 GRACE_SECONDS = 2.0
 """How long ranks that outlive a failed one may take to end: most wait for it in a collective and never will."""
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
-
 ULTRAMEM = (sys.executable, "-m", "ultramem_launch")
+
+Process = subprocess.Popen[bytes] | ForkedProcess
+
+
+def ultramem(imports: Sequence[str]) -> Template:
+    """The command itself, for ranks that need the modules ``imports``."""
+    from ultramem_launch.__main__ import main
+
+    return Template(main, imports)
 
 
 def run_local_processes(
     num_processes: int,
     arguments: Sequence[str],
-    program: Sequence[str] = ULTRAMEM,
+    program: Sequence[str] | Template = ULTRAMEM,
     on_killed: Callable[[int, int], None] = lambda rank, number: None,
 ) -> int:
     """Start ``python -m ultramem_launch ARGUMENTS``, or another ``program`` with them, as each rank and wait for all.
@@ -46,7 +57,7 @@ def run_local_processes(
     Args:
         num_processes: Ranks.
         arguments: Of each rank.
-        program: What they are given to.
+        program: What they are given to: a command, or what is forked (``ultramem``) where that can be done.
         on_killed: Called with the rank and the signal when one ended a rank and nobody had asked for it: such a rank
             says nothing itself, and what the others say is that a connection broke.
 
@@ -58,28 +69,32 @@ def run_local_processes(
     """
     if num_processes < 1:
         raise LaunchError(f"--local {num_processes} must be at least 1")
-    with tempfile.TemporaryDirectory(prefix="ultramem-") as folder:
-        ranks = [
-            _start_rank(rank, num_processes, [*program, *arguments], Path(folder)) for rank in range(num_processes)
-        ]
-        asked = _hand_on_signals(ranks)
+    folder = Path(tempfile.mkdtemp(prefix="ultramem-"))  # removed by hand: forked ranks would inherit a finalizer
+    try:
+        signals = _Signals()
+        start = _starter(program, arguments)
+        environments = [_environment(rank, num_processes, folder) for rank in range(num_processes)]
+        ranks = [start(environment) for environment in environments] if not signals.asked else []
+        signals.hand_on_to(ranks)
 
         def killed(rank: int, number: int) -> None:
-            if number not in asked:
+            if number not in signals.asked:
                 on_killed(rank, number)
 
-        status = _wait_for_all(ranks, killed)
-        if status - 128 in asked & {signal.SIGTERM, signal.SIGUSR1}:
+        status = _wait_for_all(ranks, killed) if ranks else 128 + min(signals.asked)
+        if status - 128 in signals.asked & {signal.SIGTERM, signal.SIGUSR1}:
             # before training it ends a rank at once: nothing was done yet, and to start again is the answer
             status = exit_codes.STOPPED
-        for error in sorted(Path(folder).glob("error-*"))[:1]:
+        for error in sorted(folder.glob("error-*"))[:1]:
             print(error.read_text(), end="", file=sys.stderr)
         return status
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start_rank(rank: int, world_size: int, command: Sequence[str], folder: Path) -> "subprocess.Popen[bytes]":
-    environment = {
-        **os.environ,
+def _environment(rank: int, world_size: int, folder: Path) -> dict[str, str]:
+    """What a rank is told, beside what this process has."""
+    return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(world_size),
@@ -87,53 +102,74 @@ def _start_rank(rank: int, world_size: int, command: Sequence[str], folder: Path
         RENDEZVOUS: f"file://{folder}/rendezvous",
         ERROR_FILE: str(folder / f"error-{rank:05d}"),
     }
-    die_with_us = functools.partial(_die_with_parent, os.getpid())
-    return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, preexec_fn=die_with_us)
 
 
-def _die_with_parent(parent: int) -> None:
-    # a launcher killed with SIGKILL cannot end its ranks; the kernel can
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it was killed before the kernel knew
-            os._exit(1)
+def _starter(program: Sequence[str] | Template, arguments: Sequence[str]) -> Callable[[dict[str, str]], Process]:
+    """What starts a rank, given its environment."""
+    if isinstance(program, Template):
+        hazard = program.load()
+        if not hazard:
+            return functools.partial(program.fork, arguments)
+        logger.info("each rank imports for itself, as this process cannot be forked: %s", hazard)
+        program = ULTRAMEM
+    return functools.partial(_start_command, [*program, *arguments])
 
 
-def _hand_on_signals(ranks: "list[subprocess.Popen[bytes]]") -> set[int]:
-    """Returns the signals handed on so far; the set grows."""
-    asked: set[int] = set()
+def _start_command(command: Sequence[str], environment: dict[str, str]) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        command,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        preexec_fn=functools.partial(die_with_parent, os.getpid()),
+    )
 
-    def hand_on(number: int, frame: object) -> None:
-        asked.add(number)
-        for rank in ranks:
+
+class _Signals:
+    """Those that ask a run to stop. From its making on they are remembered, and handed on to ranks once there are."""
+
+    def __init__(self) -> None:
+        self.asked: set[int] = set()
+        self._ranks: Sequence[Process] = ()
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._receive)
+
+    def hand_on_to(self, ranks: Sequence[Process]) -> None:
+        """All ranks have been started."""
+        self._ranks = ranks
+        for number in sorted(self.asked):
+            self._hand_on(number)
+
+    def _receive(self, number: int, frame: object) -> None:
+        self.asked.add(number)
+        self._hand_on(number)
+
+    def _hand_on(self, number: int) -> None:
+        for rank in self._ranks:
             if rank.poll() is None:
                 rank.send_signal(number)
 
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, hand_on)
-    return asked
 
-
-def _wait_for_all(ranks: "list[subprocess.Popen[bytes]]", on_killed: Callable[[int, int], None]) -> int:
+def _wait_for_all(ranks: Sequence[Process], on_killed: Callable[[int, int], None]) -> int:
     failed = 0
-    while None in [rank.poll() for rank in ranks]:  # a list: each of them must be asked
-        failed = next((r.returncode for r in ranks if r.returncode not in (None, *_GOOD)), 0)
+    while None in (codes := [rank.poll() for rank in ranks]):
+        failed = next((code for code in codes if code not in (None, *_GOOD)), None) or 0
         if failed:
-            killed = [(rank, -r.returncode) for rank, r in enumerate(ranks) if (r.returncode or 0) < 0]
+            killed = [(rank, -code) for rank, code in enumerate(codes) if code is not None and code < 0]
             _end(ranks)
             for rank, number in killed[:1]:
                 on_killed(rank, number)
             break
         time.sleep(POLL_SECONDS)
-    failed = failed or next((r.returncode for r in ranks if r.returncode not in _GOOD), 0)
+    last = [rank.wait() for rank in ranks]
+    failed = failed or next((code for code in last if code not in _GOOD), 0)
     # killed by a signal: as a shell reports it
-    return 128 - failed if failed < 0 else failed or ranks[0].returncode
+    return 128 - failed if failed < 0 else failed or last[0]
 
 
 _GOOD = (exit_codes.FINISHED, exit_codes.STOPPED)
 
 
-def _end(ranks: "list[subprocess.Popen[bytes]]") -> None:
+def _end(ranks: Sequence[Process]) -> None:
     deadline = time.monotonic() + GRACE_SECONDS
     for rank in ranks:
         if rank.poll() is None:

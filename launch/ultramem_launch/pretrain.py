@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     from ultramem_megatron.planning.fingerprint import Fingerprint
     from ultramem_megatron.planning.plan import Plan
 
+RANK_IMPORTS = (
+    "ultramem_megatron.measuring.fingerprint",
+    "ultramem_megatron.parallel.mcore_repairs",
+    "ultramem_megatron.planning.choose",
+    "ultramem_megatron.training.pretrain",
+)
+"""What a rank imports; with it comes the rest."""
+
 
 def check_run(config: "RunConfig", run_dir: Path, world_size: int) -> None:
     """What can be told before any process is started.
@@ -107,7 +115,9 @@ def run_rank(config: "RunConfig", run_dir: Path, *, plan_file: Path | None = Non
     place = find_place()
     if place.rank == 0 and not attempt_of_this_process():
         clear_ending(run_dir)
-    with failures_recorded(run_dir, place.rank):
+    from ultramem_megatron.checkpoint.disk import full_disk_named
+
+    with failures_recorded(run_dir, place.rank), full_disk_named(run_dir):
         return _run_rank(config, run_dir, place, plan_file, profile)
 
 

@@ -10,6 +10,8 @@ SLURM_VARIABLES = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLU
 
 FIRST_PORT, PORTS = 20000, 10000
 """Ports of rendezvous: one per job, below those that Linux gives to outgoing connections (from 32768)."""
+RESTART_STRIDE = 2003
+"""A start of a job has not the port of the start before, nor that of jobs submitted next. Prime: all come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +59,14 @@ def slurm_rendezvous(environment: Mapping[str, str]) -> str:
     host = environment.get("MASTER_ADDR") or ("127.0.0.1" if alone else task.first_node)
     if not host:
         raise LaunchError("neither SLURM_STEP_NODELIST nor MASTER_ADDR is set, so the ranks cannot meet; use srun")
-    port = _number(environment, "MASTER_PORT") if environment.get("MASTER_PORT") else job_port(task.job_id)
+    restart = _number(environment, "SLURM_RESTART_COUNT") if environment.get("SLURM_RESTART_COUNT") else 0
+    port = _number(environment, "MASTER_PORT") if environment.get("MASTER_PORT") else job_port(task.job_id, restart)
     return f"tcp://{host}:{port}"
 
 
-def job_port(job_id: int) -> int:
-    """Two jobs on one node rarely have the same."""
-    return FIRST_PORT + job_id % PORTS
+def job_port(job_id: int, restart: int = 0) -> int:
+    """Two jobs on one node rarely have the same; a job whose port was in use has another when it starts again."""
+    return FIRST_PORT + (job_id + RESTART_STRIDE * restart) % PORTS
 
 
 def refuse_contradictions(task: SlurmTask, environment: Mapping[str, str]) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from ultramem_megatron.checkpoint.disk import names_full_disk, root_of
+from ultramem_megatron.checkpoint.disk import full_disk_named, names_full_disk, root_of
 from ultramem_megatron.checkpoint.store import checkpoint_folders
-from ultramem_megatron.errors import OutOfDiskError
+from ultramem_megatron.errors import CheckpointError, OutOfDiskError
 from ultramem_megatron.planning.choose import choose_plan
 from ultramem_megatron.planning.cluster import local_cluster
 from ultramem_megatron.testing.distributed import run_distributed
@@ -33,6 +33,16 @@ def test_a_full_disk_is_found_behind_what_came_of_it() -> None:
     other = ValueError("another")
     other.__cause__ = KeyError("cause")
     assert root_of(other) is other
+
+
+def test_metrics_that_find_no_room_end_the_run_as_a_checkpoint_would(tmp_path: Path) -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    words = r"no room for what the run writes in .*run: .*No space.*: make room"
+    with pytest.raises(OutOfDiskError, match=words), full_disk_named(tmp_path / "run"):
+        raise RuntimeError("the writer of events is closed") from full
+    for other in (OSError(errno.EIO, os.strerror(errno.EIO)), CheckpointError(str(full)), KeyError("x")):
+        with pytest.raises(type(other)), full_disk_named(tmp_path):
+            raise other
 
 
 def train(run_dir: Path) -> None:

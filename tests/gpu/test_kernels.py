@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ultramem_kernels.candidates import best_candidates, best_candidates_reference
-from ultramem_kernels.grid_top_m import grid_top_m, grid_top_m_reference
+from ultramem_kernels.grid_top_m import Addresses, best_slots, best_slots_reference, grid_top_m, grid_top_m_reference
 from ultramem_kernels.index_plan import CHUNK_PICKS, make_plan, sort_picks
 from ultramem_kernels.pool import (
     add_rows,
@@ -93,6 +93,31 @@ def test_grid(device: torch.device, candidates: int) -> None:
     found = grid_top_m(rows.to(device), columns.to(device), core.to(device), candidates)
     expected = grid_top_m_reference(rows, columns, core, candidates)
     assert torch.equal(found.cpu().sort(dim=2).values, expected.sort(dim=2).values)
+
+
+@pytest.mark.parametrize("candidates", [8, 42, 80, 128])
+def test_slots_and_their_gradients(device: torch.device, candidates: int) -> None:
+    """Rows, blocks, scores; the same bits twice."""
+    sides = torch.randint(-20, 20, (7, 2, 2, 2, candidates)) / 4
+    index = torch.stack([torch.randperm(200)[:candidates] for _ in range(28)]).view(7, 2, 2, candidates)
+    cores = torch.tensor([[[1.0, 0.5], [0.25, 2.0]], [[0.5, 0.0], [1.0, 0.25]]]).expand(2, 2, 2, 2).contiguous()
+    offsets = torch.randint(200, (4, 200), dtype=torch.int32)
+    grad = torch.randn(2, 7, 2, candidates)
+    results = []
+    for place in (device, device, torch.device("cpu")):
+        leaves = [x.detach().to(place).requires_grad_() for x in (sides, cores)]
+        addresses = Addresses(200, 10_000, offsets.to(place))
+        rows, blocks, scores = best_slots(leaves[0], index.to(place), leaves[1], candidates, addresses)
+        order = (blocks.long() * 10_000 + rows).argsort(dim=2)
+        scores.gather(3, order.expand_as(scores)).backward(grad.to(place))
+        results.append([x.gather(x.dim() - 1, order.expand_as(x)).cpu() for x in (rows, blocks, scores)])
+        results[-1] += [leaf.grad.cpu() for leaf in leaves]  # type: ignore[union-attr]
+    for found, again, expected in zip(*results, strict=True):
+        assert torch.equal(found, again)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    rows, blocks, _ = best_slots_reference(sides, index, cores, candidates, Addresses(200, 10_000, offsets))
+    address = (blocks.long() * 10_000 + rows).sort(dim=2).values
+    assert torch.equal(results[0][1].long() * 10_000 + results[0][0], address)
 
 
 @pytest.mark.parametrize("touched_only", [False, True])

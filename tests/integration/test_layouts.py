@@ -1,6 +1,7 @@
 """One config, any layout, one curve; and a checkpoint of one layout goes on under any other."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -30,11 +31,20 @@ def twenty_steps(megatron: ModuleType) -> tuple[RunConfig, Curve]:
     return config, train_layout(config, LAYOUTS[0])
 
 
+@pytest.fixture(scope="module")
+def trained(twenty_steps: tuple[RunConfig, Curve]) -> Callable[[Layout], Curve]:
+    """The curve of that config under a layout, trained once."""
+    config, _ = twenty_steps
+    return cache(lambda layout: train_layout(config, layout))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS[1:], ids=lambda layout: layout.name)
-def test_every_layout_gives_the_same_curve(layout: Layout, twenty_steps: tuple[RunConfig, Curve]) -> None:
-    config, alone = twenty_steps
-    curve = train_layout(config, layout)
+def test_every_layout_gives_the_same_curve(
+    layout: Layout, twenty_steps: tuple[RunConfig, Curve], trained: Callable[[Layout], Curve]
+) -> None:
+    _, alone = twenty_steps
+    curve = trained(layout)
     assert len(curve.losses) == 20
     assert curve.losses == pytest.approx(alone.losses, rel=RELATIVE)
     assert curve.gradient_norms == pytest.approx(alone.gradient_norms, rel=RELATIVE)
@@ -45,22 +55,31 @@ PRE_VALUES = ("memory.variant=ultramem_v2", "memory.pre_value_dim=16", "memory.k
 SUMS = ("memory.variant=pkm", "memory.softmax=true", "memory.initialization=plain")
 
 
+@pytest.fixture(scope="module", params=[PRE_VALUES, SUMS], ids=["ultramem_v2", "pkm"])
+def ten_steps(megatron: ModuleType, request: pytest.FixtureRequest) -> tuple[RunConfig, Curve]:
+    """A variant's config and its curve on one process.
+
+    Ten steps with another seed: the promise ends where a near tie between two slots is decided differently.
+    """
+    config = with_overrides(small_config(stop_after=10, seed=3), request.param)
+    return config, train_layout(config, LAYOUTS[0])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS[4:7], ids=lambda layout: layout.name)
-@pytest.mark.parametrize("variant", [PRE_VALUES, SUMS], ids=["ultramem_v2", "pkm"])
-def test_every_variant_gives_the_same_curve(megatron: ModuleType, variant: tuple[str, ...], layout: Layout) -> None:
-    """Ten steps with another seed: the promise ends where a near tie between two slots is decided differently."""
-    config = with_overrides(small_config(stop_after=10, seed=3), variant)
-    alone, curve = train_layout(config, LAYOUTS[0]), train_layout(config, layout)
+def test_every_variant_gives_the_same_curve(ten_steps: tuple[RunConfig, Curve], layout: Layout) -> None:
+    config, alone = ten_steps
+    curve = train_layout(config, layout)
     assert curve.losses == pytest.approx(alone.losses, rel=RELATIVE)
     assert curve.gradient_norms == pytest.approx(alone.gradient_norms, rel=RELATIVE)
 
 
 @pytest.mark.slow
-def test_the_same_layout_gives_the_same_bits(twenty_steps: tuple[RunConfig, Curve]) -> None:
+def test_the_same_layout_gives_the_same_bits(
+    twenty_steps: tuple[RunConfig, Curve], trained: Callable[[Layout], Curve]
+) -> None:
     config, _ = twenty_steps
-    layout = LAYOUTS[3]
-    assert train_layout(config, layout) == train_layout(config, layout)
+    assert train_layout(config, LAYOUTS[3]) == trained(LAYOUTS[3])
 
 
 @pytest.fixture(scope="module")

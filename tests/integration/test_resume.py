@@ -126,16 +126,9 @@ STATUSES: dict[End, int] = {kill_launcher: -signal.SIGKILL, kill_rank: 128 + sig
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
-@pytest.mark.parametrize(
-    "ends",
-    [
-        pytest.param([kill_rank], id="rank-killed"),
-        pytest.param([ask_to_stop, kill_launcher], id="asked-to-stop-then-launcher-killed"),
-    ],
-)
-def test_it_ends_as_if_nothing_had_been(
-    run: Run, undisturbed: list[tuple[float, ...]], tmp_path: Path, ends: list[End]
-) -> None:
+def test_it_ends_as_if_nothing_had_been(run: Run, undisturbed: list[tuple[float, ...]], tmp_path: Path) -> None:
+    """A rank is killed, the next start is asked to stop, the launcher of the one after is killed, the last finishes."""
+    ends: list[End] = [kill_rank, ask_to_stop, kill_launcher]
     seed = int(os.environ.get("RESUME_TEST_SEED", random.SystemRandom().randrange(10**6)))
     draw = random.Random(seed)
     run_dir = tmp_path / "run"

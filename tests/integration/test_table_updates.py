@@ -8,7 +8,7 @@ import pytest
 
 from ultramem_launch.configs import load_config
 from ultramem_megatron.config.run import RunConfig
-from ultramem_megatron.testing.layouts import LAYOUTS, Layout, train_layout
+from ultramem_megatron.testing.layouts import LAYOUTS, Curve, Layout, train_layout
 from ultramem_megatron.testing.tolerances import LOSS_CURVE_RELATIVE as RELATIVE
 
 LAZY = ("optimizer.table_update=lazy",)
@@ -34,14 +34,19 @@ def config_of(*overrides: str, stop_after: int = 8) -> RunConfig:
     )
 
 
+@pytest.fixture(scope="module")
+def lazy_and_dense(megatron: ModuleType) -> tuple[Curve, Curve]:
+    """Both ways of the update, on one process."""
+    return train_layout(config_of(*LAZY), LAYOUTS[0]), train_layout(config_of(), LAYOUTS[0])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", [COPIES, DIMENSION_WISE], ids=lambda layout: layout.name)
-def test_lazy_tables_learn_the_same_in_every_layout(megatron: ModuleType, layout: Layout) -> None:
-    alone = train_layout(config_of(*LAZY), LAYOUTS[0])
+def test_lazy_tables_learn_the_same_in_every_layout(lazy_and_dense: tuple[Curve, Curve], layout: Layout) -> None:
+    alone, dense = lazy_and_dense
     curve = train_layout(config_of(*LAZY), layout)
     assert curve.losses == pytest.approx(alone.losses, rel=RELATIVE)
     assert curve.gradient_norms == pytest.approx(alone.gradient_norms, rel=RELATIVE)
-    dense = train_layout(config_of(), LAYOUTS[0])
     assert curve.losses[0] == pytest.approx(dense.losses[0], rel=RELATIVE)
     assert curve.losses[-1] != pytest.approx(dense.losses[-1], rel=10 * RELATIVE), "the table is too small to tell"
 

@@ -26,6 +26,7 @@ def attempt(first_step: int, last_step: int, restart: int = 0) -> Attempt:
         pytest.param(Outcome.FINISHED, 143, "none", [], Outcome.FINISHED, "", id="srun-lies-and-the-run-knows"),
         pytest.param(Outcome.PREEMPTED, 0, "USR1", [], Outcome.PREEMPTED, "", id="saved-before-the-limit"),
         pytest.param(Outcome.FAILED, 1, "none", ["n2"], Outcome.NODE_LOST, "n2 no longer answers", id="lost-node"),
+        pytest.param(Outcome.NOT_MET, 1, "none", ["n2"], Outcome.NODE_LOST, "n2 no longer answers", id="not-met-it"),
         pytest.param(Outcome.FINISHED, 0, "none", ["n2"], Outcome.FINISHED, "", id="lost-after-the-end"),
         pytest.param(None, 137, "none", ["a", "b"], Outcome.NODE_LOST, "a and b no longer answer", id="two-lost"),
         pytest.param(None, 138, "USR1", [], Outcome.PREEMPTED, "SIGUSR1 ended it before", id="too-early-to-save"),
@@ -51,6 +52,7 @@ def test_why_it_ended(
     [
         pytest.param(Outcome.FAILED, "none", [], Outcome.FAILED, "rank 3 on n2", id="others-lost-a-connection"),
         pytest.param(None, "none", [], Outcome.FAILED, "rank 3 on n2", id="nobody-said-anything"),
+        pytest.param(Outcome.NOT_MET, "none", [], Outcome.FAILED, "rank 3 on n2", id="others-waited-for-it"),
         pytest.param(Outcome.FAILED, "none", ["n2"], Outcome.NODE_LOST, "no longer answers", id="with-its-node"),
         pytest.param(Outcome.HUNG, "none", [], Outcome.HUNG, "as it said", id="hung-before"),
         pytest.param(None, "TERM", [], Outcome.PREEMPTED, "SIGTERM ended it", id="killed-by-slurm"),
@@ -71,7 +73,32 @@ def test_a_killed_rank_is_named(
     assert words in ending.reason
 
 
-@pytest.mark.parametrize("outcome", [Outcome.PREEMPTED, Outcome.FAILED, Outcome.NODE_LOST, Outcome.HUNG])
+@pytest.mark.parametrize(
+    ("said", "outcome", "words"),
+    [
+        pytest.param(None, Outcome.OUT_OF_DISK, "no room is left in the run folder", id="nobody-could-write"),
+        pytest.param(Outcome.FAILED, Outcome.OUT_OF_DISK, "(rank 0 said: words)", id="a-rank-could"),
+        pytest.param(Outcome.FINISHED, Outcome.FINISHED, "words", id="finished-all-the-same"),
+    ],
+)
+def test_a_full_disk_that_keeps_ranks_from_saying_so(said: Outcome | None, outcome: Outcome, words: str) -> None:
+    ending = judge(
+        ending=ended(said, "words") if said else None,
+        step_status=143,
+        asked="none",
+        lost_nodes=[],
+        attempt="7.0",
+        killed="rank 3 on n2 was killed by SIGKILL",
+        disk_is_full=True,
+    )
+    assert ending.outcome is outcome
+    assert words in ending.reason
+    assert not decide(ending, "none", [attempt(0, 9)], max_restarts=9).restart
+
+
+@pytest.mark.parametrize(
+    "outcome", [Outcome.PREEMPTED, Outcome.FAILED, Outcome.NODE_LOST, Outcome.HUNG, Outcome.NOT_MET]
+)
 def test_what_a_restart_can_help(outcome: Outcome) -> None:
     assert decide(ended(outcome), "none", [attempt(0, 0)], max_restarts=1).restart
 

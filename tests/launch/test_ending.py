@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from ultramem_launch import exit_codes
+from ultramem_launch.__main__ import app
 from ultramem_launch.ending import (
     RULES,
     STATUS_FILE,
@@ -17,7 +19,7 @@ from ultramem_launch.ending import (
     record_ending,
     replace_ending,
 )
-from ultramem_megatron.errors import ConfigError, RankLostError
+from ultramem_megatron.errors import ConfigError, MeetingError, RankLostError
 
 
 def test_the_first_to_say_it_is_right(tmp_path: Path) -> None:
@@ -54,6 +56,7 @@ def test_what_is_no_status_file_says_nothing(tmp_path: Path, text: str) -> None:
     ("error", "outcome", "reason"),
     [
         (ConfigError("a = 1 must be 2"), Outcome.BAD_INPUT, "a = 1 must be 2"),
+        (MeetingError("port in use"), Outcome.NOT_MET, "port in use"),
         (RuntimeError("lost\nand more"), Outcome.FAILED, "RuntimeError: lost"),
     ],
 )
@@ -90,3 +93,34 @@ def test_who_sees_the_killed_rank_corrects_who_lost_a_connection(
 def test_every_outcome_has_a_rule_and_a_status_of_its_own() -> None:
     assert set(RULES) == set(Outcome)
     assert len({rule.exit_status for rule in RULES.values()}) == len(RULES)
+
+
+def test_the_guide_has_the_rules() -> None:
+    guide = (Path(__file__).parents[2] / "launch" / "README.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in guide.splitlines() if line.startswith("| ")]
+    shown = [
+        (status, outcome, meaning, job.split(" ")[0]) for status, outcome, meaning, job, _ in filter(_has_five, rows)
+    ]
+    told = [
+        (str(rule.exit_status), f"`{outcome}`", rule.meaning, "starts" if rule.restarts else "ends")
+        for outcome, rule in RULES.items()
+    ]
+    assert sorted(shown[1:]) == sorted(told)
+
+
+def _has_five(row: list[str]) -> bool:
+    return len(row) == 5 and not row[0].startswith("---")
+
+
+@pytest.mark.parametrize(
+    ("verb", "never"),
+    [("pretrain", {Outcome.BAD_NODE, Outcome.NODE_LOST}), ("submit", set())],
+    ids=["pretrain", "submit"],
+)
+def test_help_names_every_status(verb: str, never: set[Outcome]) -> None:
+    text = " ".join(CliRunner().invoke(app, [verb, "--help"]).output.split())
+    for outcome, rule in RULES.items():
+        assert (f"{rule.exit_status} {outcome}" in text) is (outcome not in never), outcome
+    if verb == "submit":
+        again = sorted(rule.exit_status for rule in RULES.values() if rule.restarts)
+        assert f"starts again after {', '.join(map(str, again[:-1]))} and {again[-1]} as long" in text

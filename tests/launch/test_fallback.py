@@ -34,6 +34,7 @@ def series(starts: Sequence[Start]) -> list[Attempt]:
         pytest.param([(0, 6, FAILED), (6, 6, FAILED), (6, 6, HUNG)], 6, id="twice"),
         pytest.param([(6, 6, FAILED), (6, 6, NODE_LOST), (6, 6, FAILED)], 6, id="a-lost-node-says-nothing"),
         pytest.param([(6, 6, FAILED), (6, 6, FAILED), (6, 6, NODE_LOST)], None, id="not-after-a-lost-node"),
+        pytest.param([(6, 6, FAILED), (6, 6, Outcome.NOT_MET)], None, id="nor-do-ranks-that-did-not-meet"),
         pytest.param([(6, 6, PREEMPTED), (6, 6, PREEMPTED)], None, id="limits-too-short"),
         pytest.param([(4, 6, FAILED), (4, 6, FAILED)], None, id="it-left-a-newer-one"),
         pytest.param([(6, 6, FAILED), (4, 4, FAILED), (6, 6, FAILED)], None, id="not-in-a-row"),

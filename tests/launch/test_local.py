@@ -1,7 +1,6 @@
 """``--local N``: what the ranks are told, whose exit status counts, and that nothing outlives the launcher.
 
-The ranks here are small scripts: the launcher starts ``python -m ultramem_launch``, and a package of that name in the
-working folder takes the place of the real one.
+The ranks here are small scripts, started in both ways that there are: as commands, and as forks of the launcher.
 """
 
 import contextlib
@@ -20,9 +19,15 @@ from ultramem_launch.local import run_local_processes
 from ultramem_megatron.errors import LaunchError
 
 LAUNCHER = """
-import sys
+import runpy, sys
 from ultramem_launch.local import run_local_processes
-sys.exit(run_local_processes(int(sys.argv[1]), sys.argv[2:]))
+from ultramem_launch.template import Template
+way, processes, *arguments = sys.argv[1:]
+print("launcher", flush=False)
+body = sys.path[0] + "/work/ultramem_launch/__main__.py"
+forked = Template(lambda: runpy.run_path(body, run_name="__main__"), ["json", "imported"])
+program = {"forked": forked, "command": [sys.executable, body]}[way]
+sys.exit(run_local_processes(int(processes), arguments, program))
 """
 RANK_HEAD = """
 import json, os, signal, sys, time
@@ -34,24 +39,36 @@ WAIT_SECONDS = 30.0
 Launch = Callable[..., "subprocess.Popen[str]"]
 
 
+@pytest.fixture(params=["command", "forked"])
+def way(request: pytest.FixtureRequest) -> str:
+    """How ranks are started: each as a program, or as forks of the launcher."""
+    return str(request.param)
+
+
 @pytest.fixture
-def launch(tmp_path: Path) -> Iterator[Launch]:
-    """``launch(body, processes, *arguments)``: a launcher whose ranks run ``body`` in ``tmp_path/work``."""
+def launch(tmp_path: Path, way: str) -> Iterator[Launch]:
+    """``launch(body, processes, *arguments, imported="")``: a launcher whose ranks run ``body`` in ``tmp_path/work``.
+
+    ``imported``: the text of a module that is imported before a fork.
+    """
     work, temporary = tmp_path / "work", tmp_path / "temporary"
     (work / "ultramem_launch").mkdir(parents=True)
     temporary.mkdir()
     (work / "ultramem_launch" / "__init__.py").touch()
     (tmp_path / "launcher.py").write_text(LAUNCHER)
     started: list[subprocess.Popen[str]] = []
-    unset = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "PYTHONPATH", "PYTHONSAFEPATH")
+    unset = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "PYTHONSAFEPATH", "PYTHONUNBUFFERED")
+    unset += ("OPENBLAS_NUM_THREADS", "PYTORCH_NVML_BASED_CUDA_CHECK")
     environment = {name: value for name, value in os.environ.items() if name not in unset}
+    path = os.pathsep.join(path for path in sys.path if path)
 
-    def start(body: str, processes: int, *arguments: str) -> "subprocess.Popen[str]":
+    def start(body: str, processes: int, *arguments: str, imported: str = "") -> "subprocess.Popen[str]":
         (work / "ultramem_launch" / "__main__.py").write_text(RANK_HEAD + body)
+        (tmp_path / "imported.py").write_text(imported)
         process = subprocess.Popen(
-            [sys.executable, str(tmp_path / "launcher.py"), str(processes), *arguments],
+            [sys.executable, str(tmp_path / "launcher.py"), way, str(processes), *arguments],
             cwd=work,
-            env={**environment, "TMPDIR": str(temporary)},
+            env={**environment, "TMPDIR": str(temporary), "PYTHONPATH": path},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -190,3 +207,104 @@ def test_a_stop_before_the_ranks_listen_is_no_failure(launch: Launch, tmp_path: 
     wait_for(lambda: all((tmp_path / "work" / f"up-{rank}").exists() for rank in range(2)))
     process.send_signal(number)
     assert finish(process)[0] == 75
+
+
+forked_only = pytest.mark.parametrize("way", ["forked"], indirect=True)
+
+
+@forked_only
+def test_a_stop_while_the_launcher_imports_starts_no_rank(launch: Launch, tmp_path: Path) -> None:
+    imported = """
+import time
+from pathlib import Path
+Path("importing").touch()
+while not Path("go on").exists():
+    time.sleep(0.01)
+"""
+    work = tmp_path / "work"
+    process = launch("Path('started').touch()", 2, imported=imported)
+    wait_for((work / "importing").exists)
+    process.send_signal(signal.SIGTERM)
+    (work / "go on").touch()
+    assert finish(process)[0] == 75
+    assert not (work / "started").exists()
+
+
+@forked_only
+@pytest.mark.parametrize(
+    "imported",
+    [
+        pytest.param("import threading, time\nthreading.Thread(target=time.sleep, args=(0.5,)).start()", id="a-thread"),
+        pytest.param(
+            "from ultramem_launch import template\ntemplate.CUDA_MEMORY = __file__\nfile = open(__file__)", id="cuda"
+        ),
+        pytest.param(
+            "import sys, types\n"
+            "sys.modules['torch'] = types.SimpleNamespace(cuda=types.SimpleNamespace(is_initialized=lambda: True))",
+            id="torch-says-cuda",
+        ),
+        pytest.param("raise ValueError", id="a-failure"),
+    ],
+)
+def test_what_cannot_be_forked_is_started_as_a_command(launch: Launch, tmp_path: Path, imported: str) -> None:
+    """As ``python -m ultramem_launch``, in whose place a package of that name in the working folder stands."""
+    assert finish(launch("Path(f'{rank}').write_text(str('imported' in sys.modules))", 2, imported=imported))[0] == 0
+    assert [(tmp_path / "work" / str(rank)).read_text() for rank in range(2)] == ["False"] * 2
+
+
+@forked_only
+def test_a_fork_is_like_a_process_of_its_own(launch: Launch, tmp_path: Path) -> None:
+    body = """
+import atexit, random, threading
+import numpy
+assert sys.modules["imported"].during == ["1", "1"]
+assert not any(name in os.environ for name in sys.modules["imported"].names)
+Path(f"{rank}").write_text(json.dumps([random.random(), numpy.random.rand(), Path("/proc/self/comm").read_text()]))
+atexit.register(print, f"rank {rank} is through")
+threading.Thread(target=lambda: (time.sleep(0.1), print(f"thread of rank {rank}"))).start()
+"""
+    imported = """
+import os
+import numpy
+names = ("OPENBLAS_NUM_THREADS", "PYTORCH_NVML_BASED_CUDA_CHECK")
+during = [os.environ[name] for name in names]
+"""
+    status, stdout, stderr = finish(launch(body, 3, imported=imported))
+    assert (status, stderr) == (0, "")
+    told = [json.loads((tmp_path / "work" / str(rank)).read_text()) for rank in range(3)]
+    assert len({row[0] for row in told}) == len({row[1] for row in told}) == 3, "each draws its own numbers"
+    assert [row[2] for row in told] == [f"ultramem {rank}\n" for rank in range(3)]
+    last_words = [words for rank in range(3) for words in (f"rank {rank} is through", f"thread of rank {rank}")]
+    assert sorted(stdout.splitlines()) == sorted(["launcher", *last_words]), "each once"
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        ("raise ValueError('no such thing')", 1, "ValueError: no such thing"),
+        ("sys.exit('in words')", 1, "in words"),
+        ("sys.exit()", 0, ""),
+    ],
+)
+def test_how_a_rank_may_end(launch: Launch, body: str, status: int, words: str) -> None:
+    code, _, stderr = finish(launch(body, 1))
+    assert (code, words in stderr, bool(stderr)) == (status, True, bool(words))
+    assert "run_local_processes" not in stderr, "the stack of the launcher is not the rank's"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["calibrate", "pretrain"])
+def test_nothing_speaks_against_a_fork_after_the_imports(verb: str) -> None:
+    """No thread, whatever the number of cores, and no CUDA."""
+    script = (
+        "import os, sys; from ultramem_launch.template import Template\n"
+        f"from ultramem_launch.{verb} import RANK_IMPORTS\n"
+        "print([Template(print, RANK_IMPORTS).load(), len(os.listdir('/proc/self/task')), 'torch' in sys.modules])\n"
+        "print('OPENBLAS_NUM_THREADS' in os.environ)"
+    )
+    threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    environment = {name: value for name, value in os.environ.items() if name not in threads}
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["['', 1, True]", "False"]

@@ -1,13 +1,17 @@
 """``ultramem plan`` and ``ultramem info``: what they print, and that they need no torch."""
 
+import importlib.metadata
 import json
 import os
 import subprocess
-import sys
+import venv
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import typer
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from typer.testing import CliRunner
 
 from ultramem_launch.verbs.info import info
@@ -17,29 +21,47 @@ from ultramem_megatron.planning.plan import Plan
 
 ROOT = Path(__file__).parents[2]
 
-# Python that answers every import of a heavy library as a machine without it would, then runs a verb
-WITHOUT_TORCH = """
-import sys
-import typer
+LIBRARIES = ("numpy", "omegaconf", "pydantic", "pyyaml", "typer")
+"""What a login node needs, with what these need themselves."""
 
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("torch", "megatron", "triton", "numpy"):
-            raise ModuleNotFoundError(f"{name} is not installed here", name=name)
 
-sys.meta_path.insert(0, Absent())
-from ultramem_launch.verbs.info import info
-from ultramem_launch.verbs.plan import plan
-from ultramem_launch.verbs.sweep import sweep
-from ultramem_launch.verbs.volume import volume
+@pytest.fixture(scope="module")
+def torchless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment that has this program and ``LIBRARIES``, by links, and nothing else."""
+    home = tmp_path_factory.mktemp("torchless")
+    venv.create(home, with_pip=False, symlinks=True)
+    (site_packages,) = home.glob("lib/python*/site-packages")
+    for package in ("ultramem_megatron", "kernels/ultramem_kernels", "launch/ultramem_launch"):
+        (site_packages / Path(package).name).symlink_to(ROOT / package)
+    for library in closure(LIBRARIES):
+        distribution = importlib.metadata.distribution(library)
+        for name in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
+            (site_packages / name).symlink_to(Path(str(distribution.locate_file(name))))
+    return home / "bin" / "python"
 
-app = typer.Typer(pretty_exceptions_enable=False)
-app.command()(plan)
-app.command()(sweep)
-app.command()(volume)
-app.command()(info)
-app()
-"""
+
+def closure(names: Iterable[str]) -> set[str]:
+    """With what they require, extras aside."""
+    found, ahead = set[str](), list(names)
+    while ahead:
+        name = ahead.pop()
+        if name not in found:
+            found.add(name)
+            needs = (Requirement(text) for text in importlib.metadata.requires(name) or ())
+            ahead += [
+                canonicalize_name(need.name)
+                for need in needs
+                if need.marker is None or need.marker.evaluate({"extra": ""})
+            ]
+    return found
+
+
+def run_without_torch(python: Path, *arguments: str) -> str:
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [python, "-m", "ultramem_launch", *arguments]
+    done = subprocess.run(command, env=kept, cwd=python.parent, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.fixture
@@ -56,29 +78,24 @@ def run(app: typer.Typer, *arguments: str) -> str:
     return result.output
 
 
-def run_without_torch(*arguments: str) -> str:
-    path = os.pathsep.join(str(ROOT / folder) for folder in ("", "kernels", "launch"))
-    command = [sys.executable, "-c", WITHOUT_TORCH, *arguments]
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_plan_runs_without_torch() -> None:
-    document = run_without_torch("plan", "quickstart", "--cluster", "local:4", "--json")
+def test_plan_runs_in_an_environment_without_torch(torchless: Path) -> None:
+    heavy = ("torch", "megatron", "triton")
+    absent = f"import importlib.util as u; print([u.find_spec(name) for name in {heavy}])"
+    found = subprocess.run([torchless, "-I", "-c", absent], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[None, None, None]"
+    document = run_without_torch(torchless, "plan", "quickstart", "--cluster", "local:4", "--json")
     assert Plan.from_json(document).world_size == 4
-    assert "Not modelled." in run_without_torch("plan", "quickstart", "--explain")
+    assert "Not modelled." in run_without_torch(torchless, "plan", "quickstart", "--explain")
+    assert "Usage: " in run_without_torch(torchless, "--help")
 
 
-def test_volume_and_sweep_run_without_torch() -> None:
-    assert "662.79 MiB number-wise" in run_without_torch("volume")
-    assert "512" in run_without_torch("sweep", "ultramem-1.6b-x12", "--nodes", "64")
+def test_volume_and_sweep_run_without_torch(torchless: Path) -> None:
+    assert "662.79 MiB number-wise" in run_without_torch(torchless, "volume")
+    assert "512" in run_without_torch(torchless, "sweep", "ultramem-1.6b-x12", "--nodes", "64")
 
 
-def test_info_runs_without_torch() -> None:
-    facts = json.loads(run_without_torch("info", "quickstart", "--json"))
+def test_info_runs_without_torch(torchless: Path) -> None:
+    facts = json.loads(run_without_torch(torchless, "info", "quickstart", "--json"))
     assert facts["parameters"]["tables"] == 2 * 96**2 * 64
 
 

@@ -97,7 +97,7 @@ def test_the_launcher_passes_the_command_on_and_the_status_back(
 ) -> None:
     started: list[tuple[int, list[str]]] = []
 
-    def launch(processes: int, arguments: list[str], *, on_killed: object) -> int:
+    def launch(processes: int, arguments: list[str], program: object, *, on_killed: object) -> int:
         started.append((processes, arguments))
         return status
 
@@ -121,7 +121,7 @@ def test_a_rank_trains(no_launcher: None, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_planning_needs_no_torch(tmp_path: Path) -> None:
-    """``--local N`` answers for a bad config at once, and holds no second copy of torch while the ranks train."""
+    """``--local N`` answers for a bad config at once."""
     script = (
         "import sys; from pathlib import Path; from ultramem_launch.pretrain import make_plan\n"
         "from ultramem_launch.configs import load_config\n"

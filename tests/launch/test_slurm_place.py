@@ -31,6 +31,14 @@ def test_the_site_may_say_where_ranks_meet() -> None:
     assert find_place({**SRUN, **MEETING}).rendezvous == "tcp://node0:29500"
 
 
+def test_each_start_of_a_job_has_a_port_of_its_own() -> None:
+    """One that was in use by something else is not tried again."""
+    ports = [find_place({**SRUN, "SLURM_RESTART_COUNT": str(count)}).rendezvous for count in range(5)]
+    assert ports[:2] == ["tcp://gpu009:20345", "tcp://gpu009:22348"]
+    assert len(set(ports)) == 5
+    assert find_place({**SRUN, **MEETING, "SLURM_RESTART_COUNT": "3"}).rendezvous == "tcp://node0:29500"
+
+
 def test_one_node_meets_on_loopback() -> None:
     alone = {**SRUN, "SLURM_NODEID": "0", "SLURM_STEP_TASKS_PER_NODE": "7", "SLURM_STEP_NODELIST": "gpu009"}
     assert find_place(alone).rendezvous == "tcp://127.0.0.1:20345"

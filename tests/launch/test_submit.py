@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from ultramem_launch.__main__ import app
 from ultramem_launch.slurm.array import read_sweep
-from ultramem_launch.slurm.client import find_state
+from ultramem_launch.slurm.client import find_state, requeue
 from ultramem_launch.slurm.folder import JobFolder
 from ultramem_launch.slurm.progress import is_active
 from ultramem_launch.slurm.request import JobRequest, limit_seconds, parse_sbatch_options, ranks_of_node
@@ -302,6 +302,16 @@ def test_a_queue_that_cannot_be_asked_is_no_empty_one(sbatch: Path, tmp_path: Pa
     assert "job 1 of this run is UNREACHABLE (slurm_load_jobs error: Unable to contact controller)" in str(error)
     (sbatch / "squeue").write_text("#!/bin/sh\necho 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1\n")
     assert find_state("1").state == "UNKNOWN"
+
+
+def test_a_job_that_cannot_be_requeued_is_told_what_else_to_do(sbatch: Path) -> None:
+    words = "Requested operation is presently disabled for job 7"
+    (sbatch / "scontrol").write_text(f"#!/bin/sh\necho '{words}' >&2; exit 1\n")
+    with pytest.raises(LaunchError, match=r"job 7 cannot be put back .* with --chain, .* `ultramem cancel` ends it"):
+        requeue("7")
+    (sbatch / "scontrol").write_text("#!/bin/sh\necho 'Invalid job id specified' >&2; exit 1\n")
+    with pytest.raises(LaunchError, match="scontrol requeue 7 failed: Invalid job id"):
+        requeue("7")
 
 
 def test_without_slurm_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

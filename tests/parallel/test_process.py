@@ -4,9 +4,10 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+import torch
 
-from ultramem_megatron.errors import LaunchError
-from ultramem_megatron.parallel.process import ProcessPlace, _listen, _meeting_point
+from ultramem_megatron.errors import LaunchError, MeetingError
+from ultramem_megatron.parallel.process import ProcessPlace, _listen, _meeting_point, meet
 
 
 @pytest.fixture
@@ -34,8 +35,31 @@ def test_ranks_meet_over_tcp() -> None:
 
 
 def test_a_port_in_use_is_refused(taken: int) -> None:
-    with pytest.raises(LaunchError, match=rf"rank 0 cannot listen on 127\.0\.0\.1:{taken} .*MASTER_PORT"):
-        _meeting_point(place(f"tcp://127.0.0.1:{taken}"), timeout_seconds=5.0)
+    words = rf"rank 0 cannot listen on 127\.0\.0\.1:{taken} .*: Address already in use; a job .*MASTER_PORT"
+    with pytest.raises(MeetingError, match=words):
+        meet(place(f"tcp://127.0.0.1:{taken}"), torch.device("cpu"), timeout_seconds=5.0)
+
+
+def test_so_is_that_of_torchrun(taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(taken))
+    with pytest.raises(
+        MeetingError, match=rf"rank 0 cannot listen on 127\.0\.0\.1:{taken} .*: Address already in use; a job .*"
+    ):
+        meet(place("env://"), torch.device("cpu"), timeout_seconds=5.0)
+
+
+def test_nobody_where_the_others_should_be() -> None:
+    alone = ProcessPlace(rank=1, world_size=2, local_rank=1, local_world_size=2, rendezvous="tcp://127.0.0.1:1")
+    with pytest.raises(
+        MeetingError, match=r"rank 1 of 2 did not meet the others at 127\.0\.0\.1:1: .*timed out.*firewall"
+    ):
+        meet(alone, torch.device("cpu"), timeout_seconds=1.0)
+
+
+def test_an_address_of_another_machine_is_bad_input() -> None:
+    with pytest.raises(LaunchError, match=r"rank 0 cannot listen on 192\.0\.2\.1:0 .*set MASTER_ADDR to an address of"):
+        _listen("192.0.2.1", 0)
 
 
 def test_other_meeting_points_are_pytorchs() -> None:

@@ -16,11 +16,11 @@ from ultramem_megatron.planning.comm_cost import (
     dimension_wise_bytes,
     number_wise_bytes,
     partition_bytes,
-    table_sync_bytes,
 )
 from ultramem_megatron.planning.enumerate import enumerate_candidates
 from ultramem_megatron.planning.plan import Candidate, CostModel, Rejection
 from ultramem_megatron.planning.report import summary
+from ultramem_megatron.planning.sync_cost import table_sync_bytes
 from ultramem_megatron.units import GIB, MIB
 
 MakeConfig = Callable[..., RunConfig]

@@ -12,7 +12,6 @@ from ultramem_megatron.config.memory import PartitionName
 from ultramem_megatron.planning.comm_cost import (
     LookupShape,
     OwnerCounts,
-    SyncBytes,
     WireBytes,
     dimension_wise_bytes,
     dimension_wise_product_bytes,
@@ -23,10 +22,10 @@ from ultramem_megatron.planning.comm_cost import (
     number_wise_pooled_product_bytes,
     number_wise_product_bytes,
     partition_bytes,
-    table_sync_bytes,
 )
 from ultramem_megatron.planning.paper_cost import paper_dimension_wise_bytes, paper_number_wise_bytes
 from ultramem_megatron.planning.skew import expected_distinct
+from ultramem_megatron.planning.sync_cost import SyncBytes, table_sync_bytes
 
 SMALL = LookupShape(tokens=5, picks=3, num_rows=100, value_dim=8, element_bytes=2, expansion=4, cores=2)
 WITH_PRE_VALUES = replace(SMALL, pre_value_dim=12)

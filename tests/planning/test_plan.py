@@ -40,7 +40,7 @@ def test_json_there_and_back(
 
 def test_the_document_names_its_kind_version_and_hash(plan: Plan) -> None:
     document = json.loads(plan.to_json())
-    assert (document["schema"], document["version"], document["hash"]) == ("ultramem-plan", 3, plan.hash)
+    assert (document["schema"], document["version"], document["hash"]) == ("ultramem-plan", 4, plan.hash)
     assert re.fullmatch("[0-9a-f]{64}", plan.hash)
     assert document["placements"][0]["partition"] in ("number_wise", "dimension_wise", "replicated")
     assert all(candidate["strategy"] != "auto" for candidate in document["candidates"])
@@ -76,7 +76,7 @@ def test_damaged_documents_are_refused_by_name(plan: Plan, tmp_path: Path) -> No
         ("{", "old.json is not JSON"),
         ("[]", "old.json is no plan"),
         ('{"schema": "other"}', 'old.json is no plan: "schema" should be "ultramem-plan"'),
-        (edited(plan, version=2), r"old.json: version: Input should be 3"),
+        (edited(plan, version=3), r"old.json: version: Input should be 4"),
         (edited(plan, surprise=1), r"old.json: surprise: Extra inputs are not permitted"),
         (edited(plan, memory_parallel_size=7), r"old.json was changed after it was written: its hash is"),
         (edited(plan, hash=None), "it states None"),

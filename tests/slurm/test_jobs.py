@@ -2,10 +2,13 @@
 
 import json
 import re
+import signal
 from pathlib import Path
 
 import pytest
 
+from ultramem_megatron.checkpoint.store import checkpoint_folders
+from ultramem_megatron.testing.slurm_faults import flip_byte
 from ultramem_megatron.testing.slurm_jobs import Slurm, attempts_of, logs_of, newest_step, status_of, wait_until
 
 from .conftest import SETTINGS, STEPS, numbers_of
@@ -88,6 +91,30 @@ def test_a_lost_node_is_done_without(
     assert [record["step"] for record in records] == [record["step"] for record in undisturbed]
     expected = [record["train/loss"] for record in undisturbed]
     assert [record["train/loss"] for record in records] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_killed_rank_a_damaged_checkpoint_and_a_stopped_rank_lose_nothing(
+    slurm: Slurm, config: Path, undisturbed: list[dict[str, float]], tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    limits = ("resilience.hang_seconds=8", "resilience.pause_seconds=100")
+    options = ("--nodes", "2", "--preflight", "none")
+    job = slurm.submit(config, (*SETTINGS, *limits), run_dir, *options, FAULT_PACE_SECONDS="0.1")
+    wait_until(lambda: newest_step(run_dir) > 45, run_dir)
+    slurm.rank_process(job, 3).send_signal(signal.SIGKILL)
+    wait_until(lambda: attempts_of(run_dir)[0]["outcome"], run_dir)
+    newest = checkpoint_folders(run_dir / "checkpoints")[0]
+    flip_byte(max(newest.glob("*.distcp"), key=lambda file: file.stat().st_size))
+    second_log = run_dir / "logs" / f"{job}.1.log"
+    wait_until(lambda: second_log.is_file() and re.search(r"^0: step +21/", second_log.read_text(), re.M), run_dir)
+    slurm.rank_process(job, 2).send_signal(signal.SIGSTOP)
+    assert slurm.wait_for(job, run_dir)["JobState"] == "COMPLETED", logs_of(run_dir)
+    killed, hung, finished = attempts_of(run_dir)
+    assert (killed["outcome"], hung["outcome"], finished["outcome"]) == ("failed", "hung", "finished")
+    assert killed["reason"] == "rank 3 on n2 was killed by SIGKILL (often a lack of memory)"
+    assert f"{newest} is damaged" in second_log.read_text()
+    assert re.search(r"rank 2 on n2 \(pid \d+\) stands after step \d+: its process is stopped", hung["reason"])
+    assert numbers_of(run_dir) == undisturbed
 
 
 def test_a_run_that_always_crashes_is_given_up(slurm: Slurm, config: Path, tmp_path: Path) -> None:

@@ -153,10 +153,14 @@ def test_the_run_goes_back_and_leaves_samples_out(imported: None, tmp_path: Path
 @FORKED
 @pytest.mark.slow
 def test_before_the_first_checkpoint_there_is_only_skipping(imported: None, tmp_path: Path) -> None:
-    assert start(tmp_path, "resilience.bad_step=roll_back", "training.steps=4", poisoned={4}) == "finished"
-    assert [point[0] for point in curve(tmp_path)] == [1, 3, 4]
-    assert events(tmp_path)[0].endswith("there is no checkpoint yet to go back to: step 2 is skipped")
-    assert not (tmp_path / "checkpoints" / "step_00000002").exists()
+    back, skip = tmp_path / "back", tmp_path / "skip"
+    assert start(back, "resilience.bad_step=roll_back", "training.steps=4", poisoned={4}) == "finished"
+    assert start(skip, "training.steps=4", poisoned={4}) == "finished"
+    assert repr(curve(back)) == repr(curve(skip)), "with a record of the bad step"
+    assert [record.get("train/bad_steps") for record in read_records(back / "metrics.jsonl")] == [None, 1.0, None, None]
+    why = "the gradient norm is nan, and there is no checkpoint yet to go back to"
+    assert events(back) == [f"step 2: {why}; skipped, 1 of at most 10 bad steps"]
+    assert not (back / "checkpoints" / "step_00000002").exists()
 
 
 @FORKED

@@ -14,7 +14,7 @@ from torch import Tensor
 from kernel_bench.peers import measure_peers, measure_products
 from kernel_bench.timing import Clock
 from ultramem_kernels.candidates import best_candidates, best_candidates_reference
-from ultramem_kernels.grid_top_m import grid_top_m, grid_top_m_reference
+from ultramem_kernels.grid_top_m import Addresses, best_slots
 from ultramem_kernels.index_plan import IndexPlan, make_plan, sort_picks
 from ultramem_kernels.pool import group_of, pool, pool_backward, pool_reference
 from ultramem_kernels.table_update import AdamW, update_table
@@ -297,13 +297,56 @@ def measure_retrieval(run: Run, model: str, tokens: int, device: torch.device) -
     run.add(where, "stage 1", "ultramem", stage_1, scores.nbytes, differing)
     composed = lambda: torch.einsum("br,brts->bts", direction, scores).topk(kept)  # noqa: E731
     run.add(where, "stage 1", "einsum + topk", composed, scores.nbytes)
-    rows, columns = torch.randn(2, tokens, shape.heads, 2, kept, device=device).unbind(0)
-    core = torch.randn(shape.heads, 2, 2, device=device)
-    stage_2 = lambda: grid_top_m(rows, columns, core, kept)  # noqa: E731
-    differing = share_differing(stage_2(), grid_top_m_reference(rows, columns, core, kept))
-    run.add(where, "stage 2", "ultramem", stage_2, error=differing)
-    composed = lambda: torch.einsum("thai,hab,thbj->thij", rows, core, columns).flatten(2).topk(kept)  # noqa: E731
-    run.add(where, "stage 2", "einsum + topk", composed)
+    measure_slots(run, where, shape)
+
+
+def measure_slots(run: Run, where: tuple[str, str, int], shape: Model) -> None:
+    """Stage 2 as a whole and its gradient, and the same by einsum, topk and gather."""
+    device, kept, side = run.clock.device, shape.picks // shape.heads, 2 * shape.side
+    sides = torch.randn(where[2], shape.heads, 2, 2, kept, device=device)
+    cores = torch.randn(shape.heads, shape.cores, 2, 2, device=device)
+    index = torch.rand(where[2], shape.heads, 2, side, device=device).topk(kept).indices
+    offsets = torch.randint(side, (4, side), device=device, dtype=torch.int32)
+    addresses = Addresses(side, shape.side**2, offsets)
+    found, expected = best_slots(sides, index, cores, kept, addresses), composed_slots(sides, index, cores, addresses)
+    places = (blocks.long() * addresses.num_rows + rows for rows, blocks, _ in (found, expected))
+    contenders = {"ultramem": lambda s, c: best_slots(s, index, c, kept, addresses)}
+    contenders["einsum + topk + gather"] = lambda s, c: composed_slots(s, index, c, addresses)
+    errors = {"ultramem": share_differing(*places)}
+    for who, call in contenders.items():
+        run.add(where, "stage 2", who, lambda call=call: call(sides, cores), error=errors.get(who))
+    # all picks count alike, since their order is each contender's own
+    exact = gradient_of(contenders["einsum + topk + gather"], sides.double(), cores.double())()
+    for who, call in contenders.items():
+        gradient = gradient_of(call, sides, cores)
+        run.add(where, "gradient 2", who, gradient, error=relative(gradient()[0], exact[0]))
+
+
+def composed_slots(
+    sides_TH2rc: Tensor, index_TH2c: Tensor, cores_Hhrr: Tensor, addresses: Addresses
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As many picks as candidates: rows, blocks and scores as plain PyTorch has them."""
+    rows, columns = sides_TH2rc.unbind(2)
+    candidates = rows.shape[3]
+    grid = torch.einsum("thai,hab,thbj->thij", rows, cores_Hhrr.sum(1), columns)
+    flat = grid.detach().flatten(2).topk(candidates).indices
+    row, column = flat // candidates, flat % candidates
+    keys = (index_TH2c[:, :, 0].gather(2, row), index_TH2c[:, :, 1].gather(2, column))
+    of_rows, of_columns = (
+        side.gather(3, number.unsqueeze(2).expand(-1, -1, side.shape[2], -1))
+        for side, number in ((rows, row), (columns, column))
+    )
+    return *addresses.locate_keys(*keys), torch.einsum("tham,hcab,thbm->cthm", of_rows, cores_Hhrr, of_columns)
+
+
+def gradient_of(
+    call: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]], sides: Tensor, cores: Tensor
+) -> Callable[[], tuple[Tensor, ...]]:
+    """The backward pass of the sum of all scores."""
+    leaves = (sides.clone().requires_grad_(), cores.clone().requires_grad_())
+    scores = call(*leaves)[2]
+    ones = torch.ones_like(scores)
+    return lambda: torch.autograd.grad(scores, leaves, ones, retain_graph=True)
 
 
 def share_differing(found: Tensor, expected: Tensor) -> float:
@@ -330,7 +373,7 @@ def bars_of(lines: list[Line]) -> dict[str, Any]:
 
 def line_of(line: Line) -> str:
     error = "" if line.error is None else f"error {line.error:.1e}"
-    where = f"{line.model:10s}{line.draw:9s}{line.tokens:9d}  {line.phase:9s}{line.who:40s}"
+    where = f"{line.model:10s}{line.draw:9s}{line.tokens:9d}  {line.phase:11s}{line.who:40s}"
     return f"{where}{1e6 * line.seconds:12.1f} us  p90 {1e6 * line.p90:12.1f} us{line.copy_share:8.2f} of copy  {error}"
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from kernel_bench.checkouts import passes_in_turns
 from ultramem_megatron.config.load import resolve
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.testing.lone_layer import build_lone_layer, draw_weights, give_main_grad
@@ -22,7 +23,7 @@ from ultramem_megatron.testing.lone_layer import build_lone_layer, draw_weights,
 if TYPE_CHECKING:  # importing a layer imports megatron-core
     from ultramem_megatron.memory.layer import MemoryLayer
 
-HIDDEN, VALUE_DIM, TOP_M, BLOCKS, CORES, KEY_DIM = 512, 256, 32, 4, 2, 128
+HIDDEN, VALUE_DIM, TOP_M, BLOCKS, CORES, KEY_DIM, TUCKER_RANK = 512, 256, 32, 4, 2, 128, 2
 DEFAULT_TOKENS = 1024
 UNTIMED_REPEATS = 3
 ALLOWED_ERROR = 1e-4
@@ -60,17 +61,38 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         lookup_seconds = time_in_turns(lookups, cotangent_TEV, arguments.repeats)
         dist.destroy_process_group()
     timed = {"layers": rows_of(seconds), "lookups": rows_of(lookup_seconds)}
+    if arguments.against_checkout:
+        timed["checkouts"], differences = against_checkout(arguments, tokens)
+        problems += differences
     return report_of(arguments, config, tokens, timed, problems, left_out)
 
 
+def against_checkout(arguments: argparse.Namespace, tokens: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """This checkout's layer and another's. Each Tucker rank has a part of the query to itself, for the first
+    checkouts know nothing else, and a key as wide as in ``config_of``."""
+    sections = sections_of(arguments.side, tokens)
+    sections["memory"] |= {"key_dim": TUCKER_RANK * KEY_DIM, "auxiliary_weight": 0.0}
+    del sections["memory"]["key_layout"]
+    settings = {"sections": sections, "tokens": tokens, "hidden": HIDDEN, "threads": arguments.threads}
+    seconds, problems = passes_in_turns(
+        arguments.against_checkout.resolve(), settings, UNTIMED_REPEATS, arguments.repeats
+    )
+    return rows_of(seconds), problems
+
+
 def config_of(side: int, tokens: int) -> RunConfig:
+    """The layer that is measured."""
+    return resolve([("bench_kernels", sections_of(side, tokens))])
+
+
+def sections_of(side: int, tokens: int) -> dict[str, dict[str, Any]]:
     """An UltraMem layer with one query for all ranks and heads, as ultra-mem has it."""
     memory = {"variant": "ultramem", "spans": "1:1", "keys_per_side": side, "value_dim": VALUE_DIM, "top_m": TOP_M}
-    memory |= {"heads": 1, "heads_per_query": 1, "key_dim": KEY_DIM, "key_layout": "full", "tucker_rank": 2}
-    memory |= {"cores": CORES, "expansion": BLOCKS}
+    memory |= {"heads": 1, "heads_per_query": 1, "key_dim": KEY_DIM, "key_layout": "full"}
+    memory |= {"tucker_rank": TUCKER_RANK, "cores": CORES, "expansion": BLOCKS}
     model = {"layers": 1, "hidden": HIDDEN, "heads": 8, "ffn_hidden": 4 * HIDDEN, "seq_length": tokens}
     training = {"micro_batch_size": 1, "global_batch_size": 1, "precision": "fp32"}
-    return resolve([("bench_kernels", {"model": model, "memory": memory, "training": training})])
+    return {"model": model, "memory": memory, "training": training}
 
 
 def build(config: RunConfig) -> "MemoryLayer":
@@ -243,6 +265,7 @@ def table(report: dict[str, Any]) -> str:
     ]
     lines += [row_of("layer", row) for row in report["layers"]]
     lines += [row_of("lookup alone", row) for row in report["lookups"]]
+    lines += [row_of("layer, a query for each rank", row) for row in report.get("checkouts", [])]
     return "\n".join(
         [*lines, "", *report["left_out"], *(f"WRONG: {problem}" for problem in report["problems"])]
     ).rstrip()

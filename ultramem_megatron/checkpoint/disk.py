@@ -1,4 +1,10 @@
-"""Tells a full disk from other failures of a save."""
+"""Tells a full disk from other failures."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ultramem_megatron.errors import OutOfDiskError, RunFailure, UltraMemError
 
 _TEXTS = ("No space left on device", "Disk quota exceeded", "File too large")
 """Of ENOSPC, EDQUOT and EFBIG; ranks tell each other of a failure by its text."""
@@ -20,3 +26,24 @@ def root_of(error: BaseException) -> BaseException:
         seen.append(found)
         found = found.__cause__ or found.__context__
     return error
+
+
+@contextmanager
+def full_disk_named(run_dir: Path) -> Iterator[None]:
+    """What fails inside because a disk is full is raised as such: metrics and plots of a run, not only its checkpoints.
+
+    Raises:
+        OutOfDiskError: A disk or a quota is full.
+    """
+    try:
+        yield
+    except (UltraMemError, RunFailure):
+        raise
+    except Exception as error:
+        root = root_of(error)
+        if not isinstance(root, OSError) or not names_full_disk(str(root)):
+            raise
+        raise OutOfDiskError(
+            f"no room for what the run writes in {run_dir}: {root}; checkpoints are as they were: make room, and start "
+            "the command again"
+        ) from error

@@ -15,6 +15,7 @@ from ultramem_megatron.measuring.collectives import (
     share_elements,
 )
 from ultramem_megatron.measuring.kernels import (
+    measure_new_memory,
     measure_overlap,
     measure_products,
     measure_rows,
@@ -26,6 +27,8 @@ from ultramem_megatron.planning.calibration.schedule import Schedule, group_size
 from ultramem_megatron.planning.profile import FitPoint, Level
 
 PRODUCT_ELEMENT_BYTES = {"bf16": 2, "fp32": 4}
+LEAST_SECONDS = 1e-9
+"""Stands for no time at all, which a point cannot have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,10 @@ def calibration_steps(schedule: Schedule, ranks: Ranks, device: torch.device) ->
     yield Step("stream", lambda: _stream(clock, schedule, ranks))
     yield Step("sort", lambda: [_point("sort", ranks.world, 0, measure_sort(clock, schedule))])
     yield Step("launch", lambda: [_point("launch", ranks.world, 0, measure_small_operation(clock, schedule))])
+    for num_bytes in schedule.new_bytes:
+        yield Step(
+            f"new memory of {num_bytes} bytes", functools.partial(_new_memory, num_bytes, clock, schedule, ranks)
+        )
     for width in schedule.row_bytes:
         yield Step(f"rows of {width} bytes", functools.partial(_rows, width, clock, schedule, ranks))
     for side in schedule.product_sides:
@@ -82,6 +89,11 @@ def calibration_steps(schedule: Schedule, ranks: Ranks, device: torch.device) ->
 
 def _stream(clock: Clock, schedule: Schedule, ranks: Ranks) -> list[FitPoint]:
     return [_point("memory", ranks.world, 2 * schedule.batch_bytes, measure_stream(clock, schedule).median)]
+
+
+def _new_memory(num_bytes: int, clock: Clock, schedule: Schedule, ranks: Ranks) -> list[FitPoint]:
+    seconds = measure_new_memory(num_bytes, clock, schedule)
+    return [_point("new_memory", ranks.world, num_bytes, max(LEAST_SECONDS, seconds))]
 
 
 def _rows(width: int, clock: Clock, schedule: Schedule, ranks: Ranks) -> list[FitPoint]:

@@ -11,8 +11,6 @@ from ultramem_megatron.planning.calibration.schedule import Schedule
 from ultramem_megatron.planning.profile import Collective
 
 ELEMENT_BYTES = 4
-BACK_TO_BACK = 4
-"""Timed together, as nccl-tests do: the first after a barrier finds all ranks awake and waiting, no other does."""
 
 
 def own_subgroup(ranks: int) -> dist.ProcessGroup:
@@ -53,25 +51,14 @@ def measure_collectives(
         alone: Only the group of rank 0 works.
     """
     idle = alone and dist.get_global_rank(group, 0) != 0
-    works = {str(one): _nothing if idle else _series(one, num_bytes, group, clock.device) for one in Collective}
+    works = {str(one): _nothing if idle else _work(one, num_bytes, group, clock.device) for one in Collective}
+    # small ones are timed several in a row, as nccl-tests do: the first after a barrier finds all ranks awake
     found = measure_in_turns(works, clock, schedule)
-    return {one: found[str(one)].of_each(BACK_TO_BACK) for one in Collective}
+    return {one: found[str(one)] for one in Collective}
 
 
 def _nothing() -> None:
     """What the ranks of idle groups do."""
-
-
-def _series(
-    collective: Collective, num_bytes: int, group: dist.ProcessGroup, device: torch.device
-) -> Callable[[], object]:
-    work = _work(collective, num_bytes, group, device)
-
-    def run() -> None:
-        for _ in range(BACK_TO_BACK):
-            work()
-
-    return run
 
 
 def _work(

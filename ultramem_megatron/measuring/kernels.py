@@ -21,13 +21,12 @@ from ultramem_megatron.planning.validation.results import Skew
 ELEMENT_BYTES = 4
 PICKS = 32
 """Of each token, in a sum over picks."""
-SMALL_ROUNDS, SMALL_OPERATIONS, SMALL_ELEMENTS = 25, 4, 64
-"""Rounds of operations are timed together: one is shorter than what a barrier leaves of a common start."""
+SMALL_OPERATIONS, SMALL_ELEMENTS = 13, 64
+"""Kernels of a round of small operations, forward and backward."""
 
 
 def measure_stream(clock: Clock, schedule: Schedule) -> Measured:
-    """Seconds of reading ``batch_bytes`` and writing as many to memory that is new, as all operations of a lookup do:
-    on CPUs its first touch costs more than the writing."""
+    """Seconds of reading ``batch_bytes`` and writing as many to what the allocator gives, as operations of a lookup."""
     source = torch.zeros(schedule.batch_bytes // ELEMENT_BYTES, device=clock.device)
     return measure_in_turns({"scale": lambda: source * 2}, clock, schedule)["scale"]
 
@@ -40,19 +39,29 @@ def measure_sort(clock: Clock, schedule: Schedule) -> float:
 
 
 def measure_small_operation(clock: Clock, schedule: Schedule) -> float:
-    """Seconds from one operation to the next when they do nothing."""
+    """Seconds from one operation to the next when they do nothing: as in training, they are recorded by autograd and
+    run backward too."""
     rows = torch.arange(SMALL_ELEMENTS, device=clock.device)
-    values = torch.zeros(SMALL_ELEMENTS, device=clock.device)
+    values = torch.zeros(SMALL_ELEMENTS, device=clock.device, requires_grad=True)
 
-    def many() -> None:
-        # of the kinds that a lookup is full of, each with a result of its own
-        for _ in range(SMALL_ROUNDS):
-            values.index_select(0, rows)
-            rows.cumsum(0)
-            torch.ne(rows, 0)
-            values.to(torch.float64)
+    def some() -> None:
+        # of the kinds that a lookup is full of, each with a result of its own; forward 7, and backward 6
+        places = torch.sort(rows)[1].cumsum(0) // SMALL_ELEMENTS
+        found = values.index_select(0, places) * 2
+        added = torch.zeros_like(values).index_add(0, rows, found)
+        torch.autograd.grad(added, values, added)
 
-    return measure_in_turns({"many": many}, clock, schedule)["many"].median / SMALL_ROUNDS / SMALL_OPERATIONS
+    return measure_in_turns({"some": some}, clock, schedule)["some"].median / SMALL_OPERATIONS
+
+
+def measure_new_memory(num_bytes: int, clock: Clock, schedule: Schedule) -> float:
+    """Seconds that writing ``num_bytes`` takes longer where the system must give the memory, and each page is touched
+    for the first time, than in memory that is in use. Not negative."""
+    source = torch.zeros(num_bytes // ELEMENT_BYTES, device=clock.device)
+    in_use = torch.zeros_like(source)
+    works = {"new": lambda: source * 2, "in use": lambda: torch.mul(source, 2, out=in_use)}
+    found = measure_in_turns(works, clock, schedule)
+    return max(0.0, found["new"].median - found["in use"].median)
 
 
 def measure_rows(row_bytes: int, clock: Clock, schedule: Schedule) -> dict[str, float]:
@@ -88,7 +97,7 @@ def _pool(table_nv: Tensor, rows_TK: Tensor) -> dict[str, Callable[[], object]]:
         pooled[:] = [pool_rows(table, rows_TK, blocks_TK, scores_hTK, 1, range(width), width)]
 
     def backward() -> None:
-        torch.autograd.grad(pooled[0], (table, scores_hTK), cotangent_TEv)
+        torch.autograd.grad(pooled[0], (table, scores_hTK), cotangent_TEv, retain_graph=True)
 
     return {"pool_forward": forward, "pool_backward": backward}
 

@@ -151,10 +151,18 @@ def _measurement(name: PartitionName, shape: BenchShape, done: Contender, device
         forward=forward,
         backward=backward,
         total=total,
+        halves=_halves(columns[-1]),
         phases=dict(zip(PHASES, phases, strict=True)),
         forward_bytes=forward_bytes,
         backward_bytes=backward_bytes,
     )
+
+
+def _halves(column: Tensor) -> tuple[float, float] | None:
+    if len(column) == 1:
+        return None
+    odd, even = (torch.quantile(half, 0.5).item() for half in (column[0::2], column[1::2]))
+    return odd, even
 
 
 def _over_repeats(column: Tensor) -> Seconds:

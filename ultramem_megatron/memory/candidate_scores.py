@@ -5,12 +5,14 @@ from torch import Tensor
 
 from ultramem_kernels.candidates import best_candidates
 from ultramem_kernels.pool import pool, pool_groups
+from ultramem_kernels.product import products
 
 # Letters: T tokens, B = H heads x 2 sides, S keys of a side, r components of a score, d channels of a component's key,
 #          c candidates kept.
 
-PART_ELEMENTS = 2**22
-"""Scores that are there at a time on a CPU, 16 MiB in fp32. On a GPU all are: its launches cost more than memory."""
+PART_ELEMENTS = 2**20
+"""Scores that are there at a time on a CPU, 4 MiB in fp32, which stay in its cache. On a GPU all are: its launches cost
+more than memory."""
 
 
 def best_scores(
@@ -38,16 +40,15 @@ class _BestScores(torch.autograd.Function):
         ctx, queries_TBrd: Tensor, keys_BSrd: Tensor, direction_Br: Tensor, candidates: int
     ) -> tuple[Tensor, Tensor]:
         tokens, batches, ranks, _ = queries_TBrd.shape
-        size = tokens if queries_TBrd.is_cuda else max(1, PART_ELEMENTS // (batches * ranks * keys_BSrd.shape[1]))
-        keys_BrdS, queries_BrTd = keys_BSrd.permute(0, 2, 3, 1), queries_TBrd.permute(1, 2, 0, 3)
+        queries_BrTd, keys_BrSd = queries_TBrd.permute(1, 2, 0, 3), keys_BSrd.permute(0, 2, 1, 3)
         index_TBc = torch.empty((tokens, batches, candidates), dtype=torch.int64, device=queries_TBrd.device)
         best_TBrc = queries_TBrd.new_empty((tokens, batches, ranks, candidates))
-        for part in (slice(start, start + size) for start in range(0, tokens, size)):
-            scores_BrTS = queries_BrTd[:, :, part] @ keys_BrdS
-            index_BTc = best_candidates(scores_BrTS, direction_Br, candidates)
-            index_TBc[part] = index_BTc.transpose(0, 1)
+        for some, part in _parts(queries_TBrd, keys_BSrd):
+            scores_BrTS = _scores(queries_BrTd[some, :, part], keys_BrSd[some])
+            index_BTc = best_candidates(scores_BrTS, direction_Br[some], candidates)
+            index_TBc[part, some] = index_BTc.transpose(0, 1)
             best_BrTc = scores_BrTS.gather(3, index_BTc.unsqueeze(1).expand(-1, ranks, -1, -1))
-            best_TBrc[part] = best_BrTc.permute(2, 0, 1, 3)
+            best_TBrc[part, some] = best_BrTc.permute(2, 0, 1, 3)
         ctx.save_for_backward(queries_TBrd, keys_BSrd, index_TBc)
         ctx.mark_non_differentiable(index_TBc)
         return index_TBc, best_TBrc
@@ -72,3 +73,21 @@ class _BestScores(torch.autograd.Function):
             keys_grad = pool_groups(queries, order_A // candidates, sorted_A, weight_rA, batches * side)
             keys_grad = keys_grad.view(keys_BSrd.shape)
         return queries_grad, keys_grad, None, None
+
+
+def _scores(queries_BrTd: Tensor, keys_BrSd: Tensor) -> Tensor:
+    """[B, r, T, S]."""
+    if queries_BrTd.is_cuda:
+        return queries_BrTd @ keys_BrSd.transpose(2, 3)
+    return products(queries_BrTd.flatten(0, 1), keys_BrSd.flatten(0, 1)).unflatten(0, queries_BrTd.shape[:2])
+
+
+def _parts(queries_TBrd: Tensor, keys_BSrd: Tensor) -> list[tuple[slice, slice]]:
+    """Batches and tokens whose scores are there at a time: all batches of few tokens, or one batch of some."""
+    tokens, batches, ranks, _ = queries_TBrd.shape
+    of_token = ranks * keys_BSrd.shape[1]
+    if queries_TBrd.is_cuda or batches * tokens * of_token <= PART_ELEMENTS:
+        return [(slice(batches), slice(tokens))]
+    size = max(1, PART_ELEMENTS // of_token)
+    starts = range(0, tokens, size)
+    return [(slice(batch, batch + 1), slice(start, start + size)) for batch in range(batches) for start in starts]

@@ -6,17 +6,19 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor, nn
 
 from ultramem_kernels.precision import widened
+from ultramem_kernels.product import linear
 from ultramem_megatron.memory.auxiliary_loss import attach_loss, core_penalty
 from ultramem_megatron.memory.initial_rules import InitialRule
 from ultramem_megatron.memory.pre_values import PreValues
+from ultramem_megatron.memory.product_keys import ProductKeyRetrieval
 from ultramem_megatron.memory.token_share import TokenShare
 from ultramem_megatron.memory.tucker import TuckerRetrieval
+from ultramem_megatron.memory.value_expansion import OneBlock, PlainSlots, SlotShuffle
 from ultramem_megatron.memory.value_table import ValueTable
 from ultramem_megatron.parallel.partition.base import Picks
 from ultramem_megatron.parallel.underway import finish
@@ -53,7 +55,7 @@ class OutputProjection(nn.Module):
 
     def forward(self, pooled_TEV: Tensor) -> Tensor:
         """[T, E, V] -> [T, D]."""
-        return F.linear(pooled_TEV.flatten(1), self.weight)
+        return linear(pooled_TEV.flatten(1), self.weight)
 
 
 class MemoryLayer(nn.Module):
@@ -63,8 +65,8 @@ class MemoryLayer(nn.Module):
         self,
         *,
         place: LayerPlace,
-        retrieval: nn.Module,
-        addresses: nn.Module,
+        retrieval: ProductKeyRetrieval,
+        addresses: SlotShuffle | OneBlock | PlainSlots,
         table: ValueTable,
         projection: OutputProjection | None,
         pre_values: PreValues | None = None,
@@ -116,8 +118,8 @@ class MemoryLayer(nn.Module):
 
     def retrieve(self, x_sbD: Tensor) -> Picks:
         """The picks of this rank's tokens."""
-        slots_TK, scores_hTK = self.retrieval(x_sbD)
-        rows_TK, blocks_TK = self.addresses(slots_TK)
+        addresses = self.addresses.of_grid(self.retrieval.shape.grid_side)
+        rows_TK, blocks_TK, scores_hTK = self.retrieval.pick(x_sbD, addresses)
         return Picks(rows_TK, blocks_TK, scores_hTK.to(self.table.weight.dtype))
 
     def _draw_kept(self, x_sbD: Tensor) -> Tensor | None:

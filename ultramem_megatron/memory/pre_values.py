@@ -6,9 +6,9 @@ With the value table behind it, a slot is a small expert of one hidden unit, wit
 import dataclasses
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ultramem_kernels.product import linear
 from ultramem_megatron.memory.value_table import ValueTable
 from ultramem_megatron.parallel.partition.base import Picks
 from ultramem_megatron.parallel.underway import finish
@@ -27,7 +27,7 @@ class PreValues(nn.Module):
 
     async def weigh(self, x_TD: Tensor, picks: Picks) -> Picks:
         """The same picks, their scores multiplied. Collective as a lookup."""
-        products_TK = await self.table.multiply(picks.rows_TK, F.linear(x_TD, self.weight))
+        products_TK = await self.table.multiply(picks.rows_TK, linear(x_TD, self.weight))
         return dataclasses.replace(picks, scores_hTK=(picks.scores_hTK * products_TK).to(picks.scores_hTK.dtype))
 
     def forward(self, x_TD: Tensor, picks: Picks) -> Picks:

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ultramem_kernels.precision import widened
+from ultramem_kernels.product import linear
 from ultramem_megatron.memory.token_share import TokenShare
 
 # Letters: s tokens of a sequence on this rank, p those and the ones before them that a kernel sees, b sequences,
@@ -71,4 +72,4 @@ class QueryProjection(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """[T, D] -> [T, Q, 2, key_dim]."""
-        return F.linear(x_TD, self.weight).view(-1, self.queries, 2, self.key_dim)
+        return linear(x_TD, self.weight).view(-1, self.queries, 2, self.key_dim)

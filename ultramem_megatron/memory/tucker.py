@@ -8,9 +8,8 @@ gradient; queries, keys and cores learn through the scores of the picks.
 import torch
 from torch import Tensor, nn
 
-from ultramem_kernels.grid_top_m import grid_top_m
 from ultramem_kernels.precision import widened
-from ultramem_megatron.memory.product_keys import ProductKeyRetrieval, grid_slots
+from ultramem_megatron.memory.product_keys import ProductKeyRetrieval
 from ultramem_megatron.memory.token_share import TokenShare
 from ultramem_megatron.planning.memory_shape import MemoryShape
 
@@ -66,28 +65,12 @@ class TuckerRetrieval(ProductKeyRetrieval):
     """The slots with the largest score s_row^T C s_col, and for each of them one score of each core."""
 
     def __init__(self, shape: MemoryShape, share: TokenShare, dtype: torch.dtype, *, softmax: bool) -> None:
-        super().__init__(shape, share, dtype)
+        super().__init__(shape, share, dtype, softmax=softmax)
         self.core = TuckerCore(shape.heads, shape.cores, shape.tucker_rank, dtype)
-        self.softmax = softmax
 
-    def forward(self, x_sbD: Tensor) -> tuple[Tensor, Tensor]:
-        """Slots int64 [T, H * m] in [0, S * S) and their scores [h, T, H * m], fp32."""
-        core = widened(self.core.weight)
-        direction_H2r = torch.stack([self.core.left, self.core.right], dim=1).to(core.dtype)
-        index_TH2c, best_TH2rc = self.best_of_sides(x_sbD, direction_H2r)
-        rows_THrc, columns_THrc = best_TH2rc.unbind(2)
-        with torch.no_grad():
-            flat_THm = grid_top_m(rows_THrc, columns_THrc, core.sum(dim=1), self.shape.top_m)
-        slots_THm = grid_slots(index_TH2c, flat_THm, self.shape.grid_side)
-        scores_hTHm = self._core_scores(rows_THrc, columns_THrc, core, flat_THm)
-        if self.softmax:
-            scores_hTHm = scores_hTHm.softmax(dim=-1)
-        return slots_THm.flatten(1), scores_hTHm.flatten(2)
-
-    def _core_scores(self, rows_THrc: Tensor, columns_THrc: Tensor, core: Tensor, flat_THm: Tensor) -> Tensor:
-        """Stage 2, at the picks: s_row^T C^(i) s_col for each core i, [h, T, H, m]."""
-        ranks = (-1, -1, self.shape.ranks, -1)
-        candidates = rows_THrc.shape[-1]
-        rows = rows_THrc.gather(-1, (flat_THm // candidates).unsqueeze(2).expand(ranks))
-        columns = columns_THrc.gather(-1, (flat_THm % candidates).unsqueeze(2).expand(ranks))
-        return torch.einsum("tham,hcab,thbm->cthm", rows, core, columns)
+    def candidates(self, x_sbD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Candidates by their scores projected on u and t; the score cores join them."""
+        core_Hhrr = widened(self.core.weight)
+        direction_H2r = torch.stack([self.core.left, self.core.right], dim=1).to(core_Hhrr.dtype)
+        index_TH2c, sides_TH2rc = self.best_of_sides(x_sbD, direction_H2r)
+        return index_TH2c, sides_TH2rc, core_Hhrr

@@ -5,9 +5,13 @@ permutation would take 4 bytes for each of E * N slots; four rounds of an additi
 slots take 4 * S numbers, and every rank computes the same.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from ultramem_kernels.grid_top_m import Addresses
 
 ROUNDS = 4
 
@@ -24,31 +28,38 @@ class SlotShuffle(nn.Module):
         self.register_buffer("offsets", torch.from_numpy(draws), persistent=False)
         self.side, self.num_rows = side, num_rows
 
+    def of_grid(self, side: int) -> Addresses:
+        """For the operation that picks slots; ``side`` is that of the retrieval's grid."""
+        assert side == self.side
+        return Addresses(side, self.num_rows, self.offsets)
+
     def forward(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         """int64 slots in [0, side * side) -> int32 rows in [0, N), uint8 blocks in [0, E), same shape."""
-        left, right = slots // self.side, slots % self.side
-        for offsets_S in self.offsets:
-            # each round is undone by subtracting, so the whole is a bijection of the grid
-            left, right = right, (left + offsets_S[right]) % self.side
-        address = left * self.side + right
-        return (address % self.num_rows).int(), (address // self.num_rows).to(torch.uint8)
+        return self.of_grid(self.side).locate(slots)
 
 
 class OneBlock(nn.Module):
     """The same rows, all in one block: what UltraMemV2 keeps of the expansion (arXiv 2508.18756, eq. 12)."""
 
-    def __init__(self, addresses: nn.Module) -> None:
+    def __init__(self, shuffle: SlotShuffle) -> None:
         super().__init__()
-        self.addresses = addresses
+        self.shuffle = shuffle
+
+    def of_grid(self, side: int) -> Addresses:
+        """As of ``SlotShuffle``."""
+        return replace(self.shuffle.of_grid(side), one_block=True)
 
     def forward(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         """int64 slots -> int32 rows, uint8 zeros, same shape."""
-        rows, blocks = self.addresses(slots)
-        return rows, torch.zeros_like(blocks)
+        return self.of_grid(self.shuffle.side).locate(slots)
 
 
 class PlainSlots(nn.Module):
     """slot = row, one block: product keys without expansion."""
+
+    def of_grid(self, side: int) -> Addresses:
+        """As of ``SlotShuffle``."""
+        return Addresses(side, side * side)
 
     def forward(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         """int64 slots -> int32 rows, uint8 zeros, same shape."""

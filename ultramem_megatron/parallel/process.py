@@ -1,6 +1,7 @@
 """One process of a run: its device, its backend, its place among the others."""
 
 import datetime
+import errno
 import ipaddress
 import os
 import socket
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ultramem_megatron.errors import LaunchError
+from ultramem_megatron.errors import LaunchError, MeetingError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +32,8 @@ def start_process(place: ProcessPlace, *, timeout_seconds: float = 600.0) -> tor
     """Choose the device, make megatron-core usable on it, and meet the other ranks.
 
     Raises:
-        LaunchError: There are fewer GPUs than processes, or rank 0 cannot listen where the others look for it.
+        LaunchError: There are fewer GPUs than processes, or rank 0 can never listen where the others look for it.
+        MeetingError: The port is in use, or the ranks did not find each other within ``timeout_seconds``.
 
     Returns:
         The device: ``cuda:<local rank>`` where CUDA exists, else ``cpu``.
@@ -60,14 +62,48 @@ def choose_device(place: ProcessPlace) -> torch.device:
 
 
 def meet(place: ProcessPlace, device: torch.device, *, timeout_seconds: float = 600.0) -> None:
-    """Join the other ranks, over the backend of ``device``. Collective over the world."""
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        rank=place.rank,
-        world_size=place.world_size,
-        timeout=datetime.timedelta(seconds=timeout_seconds),
-        **_meeting_point(place, timeout_seconds),
+    """Join the other ranks, over the backend of ``device``. Collective over the world.
+
+    Raises:
+        LaunchError: Rank 0 can never listen where the others look for it.
+        MeetingError: The port is in use, or the ranks did not find each other.
+    """
+    try:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            rank=place.rank,
+            world_size=place.world_size,
+            timeout=datetime.timedelta(seconds=timeout_seconds),
+            **_meeting_point(place, timeout_seconds),
+        )
+    except MeetingError:
+        raise
+    except RuntimeError as error:  # of torch's store, of gloo or of nccl, each with classes and words of its own
+        raise MeetingError(_not_met(place, error)) from error
+
+
+def _not_met(place: ProcessPlace, error: RuntimeError) -> str:
+    reason = str(error).strip().partition("\n")[0].removesuffix(".")
+    if "EADDRINUSE" in reason:
+        return _port_in_use(place.rank, _address(place))
+    return (
+        f"rank {place.rank} of {place.world_size} did not meet the others at {_address(place)}: {reason}; the log of "
+        "the rank that failed first says why. If there is none, look whether all ranks were started, and whether "
+        "their machines reach each other there (name resolution, firewall)"
     )
+
+
+def _port_in_use(rank: int, address: str) -> str:
+    return (
+        f"rank {rank} cannot listen on {address} for the other ranks: {os.strerror(errno.EADDRINUSE)}; a job of Slurm "
+        "takes another port when it starts again; elsewhere set MASTER_PORT to a free one, the same for all ranks"
+    )
+
+
+def _address(place: ProcessPlace) -> str:
+    if place.rendezvous == "env://":
+        return f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    return place.rendezvous.removeprefix("tcp://")
 
 
 def _meeting_point(place: ProcessPlace, timeout_seconds: float) -> dict[str, Any]:
@@ -99,6 +135,8 @@ def _listen(host: str, port: int) -> int:
         family = socket.AF_INET6 if ":" in str(address) else socket.AF_INET
         return socket.create_server(("" if everywhere else str(address), port), family=family, backlog=4096).detach()
     except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise MeetingError(_port_in_use(0, f"{host}:{port}")) from None
         raise LaunchError(
             f"rank 0 cannot listen on {host}:{port} for the other ranks: {error.strerror or error}; set MASTER_ADDR to "
             "an address of its machine and MASTER_PORT to a free port, the same for all ranks"

@@ -10,6 +10,7 @@ from ultramem_megatron.planning.cluster import ClusterSpec
 from ultramem_megatron.planning.enumerate import candidates_of
 from ultramem_megatron.planning.memory_cost import rank_memory
 from ultramem_megatron.planning.messages import predicted_messages
+from ultramem_megatron.planning.mix import tables_alone
 from ultramem_megatron.planning.paper_cost import (
     paper_break_even_value_dim,
     paper_dimension_wise_bytes,
@@ -69,6 +70,7 @@ def choose_plan(
         memory_placement=chosen.placement,
         chosen=chosen,
         placements=_placements(config, chosen),
+        tables_alone=tables_alone(problem, candidates, chosen),
         predicted=PredictedBytes(
             forward_per_micro_batch=tables * chosen.forward_bytes,
             backward_per_micro_batch=tables * chosen.backward_bytes,

@@ -5,7 +5,7 @@ coarser, are in ``paper_cost.py``.
 
 Letters: T tokens of this rank in one micro-batch, K rows a token, P ranks of the ``mem`` group, L of them in a node,
 Dv width of a row, Dp width of a pre-value (UltraMemV2), E pooled vectors, h cores, b bytes of an element, N rows of the
-table, M copies of the table. P - 1 of P equally loaded shares are elsewhere, hence the factor (P - 1) / P throughout.
+table. P - 1 of P equally loaded shares are elsewhere, hence the factor (P - 1) / P throughout.
 Where counts depend on the picks, a function takes those that were measured, and is then exact, or expects them under
 the shape's skew.
 """
@@ -51,22 +51,6 @@ class WireBytes:
 
     def __add__(self, other: "WireBytes") -> "WireBytes":
         return WireBytes(_joined(self.forward, other.forward), _joined(self.backward, other.backward))
-
-
-@dataclass(frozen=True, slots=True)
-class SyncBytes:
-    """What one rank sends for one table in one optimizer step, to keep the copies of its shard equal."""
-
-    gradient_bytes: float
-    weight_bytes: float
-
-    @property
-    def total_bytes(self) -> float:
-        """Gradients and weights."""
-        return self.gradient_bytes + self.weight_bytes
-
-    def __add__(self, other: "SyncBytes") -> "SyncBytes":
-        return SyncBytes(self.gradient_bytes + other.gradient_bytes, self.weight_bytes + other.weight_bytes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -328,22 +312,6 @@ def partition_bytes(partition: PartitionName, shape: LookupShape, ranks: int, no
             return WireBytes()
         case PartitionName.AUTO:
             raise AssertionError("a plan names a partition; auto is for the config")
-
-
-def table_sync_bytes(*, shard_elements: int, replicas: int, element_bytes: int) -> SyncBytes:
-    """Distributed optimizer over the M copies of a shard: fp32 gradients reduce-scattered, new weights gathered.
-
-    Args:
-        shard_elements: Elements of one rank's shards, N * (Dv + Dp) / P.
-        replicas: M, the ranks that hold this shard; with 1 nothing is sent.
-        element_bytes: b of the weights.
-
-    Megatron pads its buffers to a multiple of the group size; the padding is not counted.
-    """
-    return SyncBytes(
-        gradient_bytes=FP32_BYTES * shard_elements * (replicas - 1) / replicas,
-        weight_bytes=element_bytes * shard_elements * (replicas - 1) / replicas,
-    )
 
 
 def _prefixed(wire: WireBytes, prefix: str) -> WireBytes:

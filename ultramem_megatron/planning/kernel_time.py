@@ -30,6 +30,12 @@ def scatter_part(profile: ClusterProfile, which: Pass, phase: Phase, rows: float
     return Part(which, phase, "scatter", rows * row_bytes / rate, "add_rows")
 
 
+def new_memory_parts(profile: ClusterProfile, which: Pass, phase: Phase, num_bytes: float) -> list[Part]:
+    """What a result of ``num_bytes`` costs beside its writing, where the system has to give its memory."""
+    seconds = profile.new_memory.seconds(num_bytes) if profile.new_memory else 0.0
+    return [Part(which, phase, "new_memory", seconds, "touch_pages")] if seconds else []
+
+
 def stream_part(profile: ClusterProfile, which: Pass, phase: Phase, num_bytes: float, name: str) -> Part:
     """Read or write so many bytes one after the other."""
     return Part(which, phase, "memory_bytes_per_second", num_bytes / profile.memory_bytes_per_second, name)
@@ -78,7 +84,7 @@ def kernel_parts(
         case PartitionName.GRID:
             return (*launches, *_by_rows(profile, shape, node_size, factor))
         case PartitionName.NUMBER_WISE_POOLED:
-            return (*launches, *_pooled_by_owners(profile, shape, factor))
+            return (*launches, *_pooled_by_owners(profile, shape, ranks, factor))
         case PartitionName.AUTO:
             raise AssertionError("a plan names a partition; auto is for the config")
 
@@ -97,18 +103,33 @@ def _by_rows(profile: ClusterProfile, shape: LookupShape, node_size: int, factor
     picks = node_size * shape.tokens * shape.picks
     rows = factor * expected_distinct(picks, shape.num_rows, shape.zipf_exponent)
     width = shape.value_dim / node_size
+    row_bytes, gradient_bytes = width * shape.element_bytes, width * FP32_BYTES
+    # the rows that came have no gradient buffer of the optimizer's: one is made and, when full, sent in their own type
+    casts = row_bytes + gradient_bytes if shape.element_bytes != FP32_BYTES else 0
     return [
         sort_part(profile, picks),
-        gather_part(profile, Pass.FORWARD, Phase.LOOKUP, rows, width * shape.element_bytes),
+        gather_part(profile, Pass.FORWARD, Phase.LOOKUP, rows, row_bytes),
+        *new_memory_parts(profile, Pass.FORWARD, Phase.LOOKUP, rows * row_bytes),
         *_pool(profile, Phase.COMBINE, shape, picks, width),
-        scatter_part(profile, Pass.BACKWARD, Phase.LOOKUP, rows, width * FP32_BYTES),
+        stream_part(profile, Pass.BACKWARD, Phase.COMBINE, rows * (gradient_bytes + casts), "make_row_gradients"),
+        *new_memory_parts(profile, Pass.BACKWARD, Phase.COMBINE, rows * gradient_bytes),
+        scatter_part(profile, Pass.BACKWARD, Phase.LOOKUP, rows, gradient_bytes),
     ]
 
 
-def _pooled_by_owners(profile: ClusterProfile, shape: LookupShape, factor: float) -> list[Part]:
-    """Owners sum the rows that others pick."""
+def _pooled_by_owners(profile: ClusterProfile, shape: LookupShape, ranks: int, factor: float) -> list[Part]:
+    """Owners sum the rows that others pick; at home their sums are added up, and backward each gets its gradient."""
     picks = shape.tokens * shape.picks
-    return [sort_part(profile, picks), *_pool(profile, Phase.LOOKUP, shape, factor * picks, shape.value_dim)]
+    sums = shape.tokens * expected_distinct(shape.picks, ranks * shape.expansion)
+    sum_bytes, added_bytes = shape.value_dim * shape.element_bytes, shape.value_dim * FP32_BYTES
+    return [
+        sort_part(profile, picks),
+        *_pool(profile, Phase.LOOKUP, shape, factor * picks, shape.value_dim),
+        *new_memory_parts(profile, Pass.FORWARD, Phase.LOOKUP, factor * sums * sum_bytes),
+        scatter_part(profile, Pass.FORWARD, Phase.COMBINE, sums, added_bytes),
+        gather_part(profile, Pass.BACKWARD, Phase.COMBINE, sums, added_bytes),
+        *new_memory_parts(profile, Pass.BACKWARD, Phase.COMBINE, sums * added_bytes),
+    ]
 
 
 def _pool(profile: ClusterProfile, phase: Phase, shape: LookupShape, rows: float, width: float) -> list[Part]:

@@ -6,8 +6,8 @@ The bytes are those of ``comm_cost.py``; the machine is a ``ClusterProfile``. Le
 from dataclasses import dataclass, replace
 
 from ultramem_megatron.config.memory import PartitionName
-from ultramem_megatron.planning.comm_cost import FP32_BYTES, PRE_VALUES, LookupShape, SyncBytes, partition_bytes
-from ultramem_megatron.planning.kernel_time import kernel_parts, stream_part
+from ultramem_megatron.planning.comm_cost import PRE_VALUES, LookupShape, partition_bytes
+from ultramem_megatron.planning.kernel_time import kernel_parts
 from ultramem_megatron.planning.link_time import collective_seconds
 from ultramem_megatron.planning.placement import GroupShape
 from ultramem_megatron.planning.profile import ClusterProfile, Collective
@@ -70,7 +70,8 @@ def lookup_time(
         group: The ranks that share it.
         node_size: L; matters to a grid alone.
     """
-    factor = owner_factor(partition, shape, group.ranks, node_size)
+    # processes of a machine share its cores and memory: what the busiest has more, the others leave to it
+    factor = 1.0 if profile.device == "cpu" else owner_factor(partition, shape, group.ranks, node_size)
     kernels = kernel_parts(profile, partition, replace(shape, pre_value_dim=0), group.ranks, node_size, factor)
     if shape.pre_value_dim:
         products = replace(shape, value_dim=shape.pre_value_dim, pre_value_dim=0, expansion=1, cores=1)
@@ -144,24 +145,3 @@ def _carrier(
     if plain in _GATHERED:
         return Collective.ALL_GATHER, members, 1.0
     return (Collective.REDUCE_SCATTER if plain in _REDUCED else Collective.ALL_TO_ALL), members, 1.0
-
-
-def sync_parts(profile: ClusterProfile, sync: SyncBytes, copies: GroupShape, shard_elements: int) -> tuple[Part, ...]:
-    """Once an optimizer step, for one table: gradients reduce-scattered over the copies of a shard, new weights
-    gathered, and the shard's fp32 gradient cleared. The optimizer's own work is the same for every candidate.
-
-    Args:
-        profile: The machine.
-        sync: What one rank sends.
-        copies: The ranks that hold the same shard.
-        shard_elements: Of this rank.
-    """
-    parts = [stream_part(profile, Pass.BACKWARD, Phase.SYNC, FP32_BYTES * shard_elements, "clear_gradients")]
-    for collective, num_bytes, name in (
-        (Collective.REDUCE_SCATTER, sync.gradient_bytes, "table_gradients"),
-        (Collective.ALL_GATHER, sync.weight_bytes, "table_weights"),
-    ):
-        level, seconds = collective_seconds(profile, collective, num_bytes, copies)
-        if seconds:
-            parts.append(Part(Pass.BACKWARD, Phase.SYNC, f"{level}.{collective}", seconds, name))
-    return tuple(parts)

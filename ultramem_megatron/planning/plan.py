@@ -12,7 +12,7 @@ from ultramem_megatron.config.memory import GroupPlacement, PartitionName
 from ultramem_megatron.errors import PlanError
 from ultramem_megatron.files import write_text
 
-PLAN_VERSION: Final = 3
+PLAN_VERSION: Final = 4
 
 
 class _Record(BaseModel):
@@ -126,6 +126,26 @@ class TablePlacement(_Record):
     value_dim: int
 
 
+class TableAlone(_Record):
+    """What a table would take if it need not share its strategy with the others. Tells whether a mix would pay."""
+
+    table: int
+    """As in ``TablePlacement``."""
+
+    span: str
+    stage: int
+    """Pipeline rank that does its lookups."""
+
+    choice: str
+    """Label of the candidate."""
+
+    waiting_seconds: float
+    """For which the stage waits for it in an optimizer step: lookups that nothing hides, and the copies."""
+
+    common_waiting_seconds: float
+    """The same under the choice that all tables share; never less."""
+
+
 class PredictedBytes(_Record):
     """What one rank of the busiest stage sends for all of its tables."""
 
@@ -202,7 +222,7 @@ class Plan(_Record):
     """Where every table lives, why, and what it is expected to cost. Made by ``choose_plan``."""
 
     schema_name: Literal["ultramem-plan"] = Field(default="ultramem-plan", alias="schema")
-    version: Literal[3] = PLAN_VERSION
+    version: Literal[4] = PLAN_VERSION
     cluster: str
     world_size: int
     config_summary: dict[str, int | str | bool]
@@ -230,6 +250,9 @@ class Plan(_Record):
     """The candidate that the placements follow; none for a dense model."""
 
     placements: tuple[TablePlacement, ...]
+    tables_alone: tuple[TableAlone, ...] = ()
+    """Of each table the best choice by itself, in the order of ``placements``."""
+
     predicted: PredictedBytes
     predicted_seconds: PredictedSeconds = PredictedSeconds()
     predicted_messages: dict[str, PredictedMessage] = {}

@@ -54,6 +54,9 @@ class Trust(StrEnum):
     """A rule of thumb; measure it."""
 
 
+INTERVAL_SHARE: Final = 0.8
+"""Of what is measured, what intervals should hold."""
+
 UNCERTAINTY_FRACTION: Final = {Trust.MEASURED: 0.15, Trust.PUBLISHED: 0.2, Trust.DERIVED: 0.3, Trust.ASSUMED: 0.5}
 """Half width of the interval around a time that rests on a number of this kind, where no fit error is known."""
 
@@ -154,6 +157,25 @@ class RowEfficiency(Record):
         return self.knots[-1][1]
 
 
+class NewMemory(Record):
+    """What it takes longer to write a result into memory that the system has to give first, page by page."""
+
+    knots: tuple[tuple[Positive, NotNegative], ...] = Field(min_length=2)
+    """(bytes of the result, seconds), both ascending."""
+
+    def seconds(self, num_bytes: float) -> float:
+        """Straight lines; nothing below the first knot, beyond the last in proportion to the size."""
+        (before_bytes, before_seconds), *others = self.knots
+        if num_bytes <= before_bytes:
+            return 0.0
+        for knot_bytes, knot_seconds in others:
+            if num_bytes <= knot_bytes:
+                share = (num_bytes - before_bytes) / (knot_bytes - before_bytes)
+                return before_seconds + share * (knot_seconds - before_seconds)
+            before_bytes, before_seconds = knot_bytes, knot_seconds
+        return before_seconds * num_bytes / before_bytes
+
+
 class GemmRates(Record):
     """Matrix products as a training run reaches them, not as the data sheet has them."""
 
@@ -187,6 +209,9 @@ class Fit(Record):
 
     error_fractions: dict[str, NotNegative]
     """Path -> mean absolute error of the fit over the held-out points, as a fraction of the time."""
+
+    interval_fractions: dict[str, NotNegative] = {}
+    """Path -> the error that ``INTERVAL_SHARE`` of the held-out points stay below."""
 
     points: tuple[FitPoint, ...] = ()
 
@@ -229,9 +254,12 @@ class ClusterProfile(Record):
     """The rows read again for the gradients of their scores, and their own gradients added to fp32 rows; counted are
     the bytes of the rows, once. Absent: as ``gather`` and ``scatter``."""
 
+    new_memory: NewMemory | None = None
+    """Absent: nothing. An allocator that keeps what is freed, as that of GPUs does, asks the system once."""
+
     gemm: GemmRates
     launch_seconds: NotNegative
-    """From one kernel (on CPUs: one operation) to the next when they do nothing."""
+    """From one kernel (on CPUs: one operation, with its share of autograd) to the next when they do nothing."""
 
     overlap_fraction: Fraction
     """Share of the dense work beside which a lookup can hide: below 1, because both want the same processors."""
@@ -256,9 +284,11 @@ class ClusterProfile(Record):
         return self.sources[path]
 
     def uncertainty_fraction(self, path: str) -> float:
-        """Half width of the interval around a time that rests on ``path``: the error of the fit, where there is one."""
-        if self.fit is not None and path in self.fit.error_fractions:
-            return self.fit.error_fractions[path]
+        """Half width of the interval around a time that rests on ``path``: of the errors of its fit, if it has one."""
+        if self.fit is not None:
+            known = {**self.fit.error_fractions, **self.fit.interval_fractions}  # older profiles have the mean alone
+            if path in known:
+                return known[path]
         return UNCERTAINTY_FRACTION[self.source(path).trust]
 
 
@@ -268,7 +298,7 @@ def numbers_of(profile: ClusterProfile) -> list[str]:
     others = ["gather", "scatter", "gemm", "launch_seconds", "overlap_fraction"]
     others += [
         name
-        for name in ("sort_items_per_second", "pool_forward", "pool_backward")
+        for name in ("sort_items_per_second", "pool_forward", "pool_backward", "new_memory")
         if getattr(profile, name) is not None
     ]
     return [*plain, *others, *(f"{level}.{collective}" for level in Level for collective in Collective)]

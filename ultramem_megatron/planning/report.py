@@ -1,6 +1,7 @@
 """A plan in words and tables for the person who has to trust it. Plain text, at most 120 columns."""
 
 from ultramem_megatron.config.memory import GroupPlacement
+from ultramem_megatron.planning.mix import most_saved_seconds
 from ultramem_megatron.planning.page import WIDTH, aligned, paragraph, short_seconds
 from ultramem_megatron.planning.plan import Candidate, CostModel, Flip, Plan, Rejection
 from ultramem_megatron.planning.ranking import TIE_FRACTION, verdicts
@@ -20,7 +21,7 @@ NOT_MODELLED = (
     "Order of work: a lookup is taken to hide beside all of the dense work of its span, as if it could be cut "
     "anywhere; waits of the host for the device are not counted.",
     "Skew is that of one Zipf exponent (--skew), the same for all tables; measure yours as memory/owner_skew.",
-    "One strategy serves all tables: they have the same shape, and differ in what their spans hide at most.",
+    "A mix of strategies: one serves all tables; what that costs is said above, table by table.",
     "Memory: activations and lookup buffers are estimates (unfused attention); the padding of "
     "Megatron's buffers and the workspace of kernels are not counted.",
 )
@@ -39,7 +40,13 @@ def explain(plan: Plan) -> str:
     sections = [summary(plan)]
     if plan.candidates:
         sections += ["\n".join(["Why.", *(paragraph(f"- {text}", indent="  ") for text in reasons(plan))])]
-        sections += [_size_table(plan), _candidate_table(plan), *_rejections(plan), _paper_verdict(plan)]
+        sections += [
+            _alone_table(plan),
+            _size_table(plan),
+            _candidate_table(plan),
+            *_rejections(plan),
+            _paper_verdict(plan),
+        ]
     return "\n\n".join([*sections, _not_modelled()])
 
 
@@ -201,6 +208,26 @@ def _flips(plan: Plan) -> str:
 def _flip(flip: Flip) -> str:
     word = "down to" if flip.at < flip.now else "up to"
     return f"{flip.what}, now {flip.now:g}, {word} {flip.at:g}: {flip.choice}"
+
+
+def _alone_table(plan: Plan) -> str:
+    rows = [["table", "span", "waits", "by itself", "costs", "best by itself"]]
+    for one in plan.tables_alone:
+        own, common = one.waiting_seconds, one.common_waiting_seconds
+        rows.append([str(one.table), one.span, *map(short_seconds, (common, own, common - own)), one.choice])
+    text = (
+        "Each table by itself: for how long its stage waits for it in a step under the common choice, and under the "
+        f"best for it alone. {_gain_of_mix(plan)}"
+    )
+    return f"{paragraph(text)}\n{aligned(rows)}"
+
+
+def _gain_of_mix(plan: Plan) -> str:
+    if len({one.choice for one in plan.tables_alone}) == 1:
+        return "All would take the same, so there is nothing to mix."
+    saved, step = most_saved_seconds(plan.tables_alone), plan.predicted_seconds.per_step
+    text = f"A mix would save at most {short_seconds(saved)} of {short_seconds(step)} a step, {saved / step:.1%}"
+    return f"{text}: no more than a tie." if saved <= TIE_FRACTION * step else f"{text}; it is not offered."
 
 
 def _size_table(plan: Plan) -> str:

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ultramem_megatron.config.memory import GroupPlacement, PartitionName
-from ultramem_megatron.planning.comm_cost import partition_bytes, table_sync_bytes
-from ultramem_megatron.planning.lookup_time import lookup_time, sync_parts
+from ultramem_megatron.planning.comm_cost import partition_bytes
+from ultramem_megatron.planning.lookup_time import lookup_time
 from ultramem_megatron.planning.memory_cost import layer_shard_elements
 from ultramem_megatron.planning.placement import GroupShape, mem_dp_shape, mem_shape
 from ultramem_megatron.planning.problem import Problem
 from ultramem_megatron.planning.step_time import step_time
+from ultramem_megatron.planning.sync_cost import sync_parts, table_sync_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ between stages, the optimizer.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.config.training import Precision, Recompute
@@ -108,7 +109,19 @@ def dense_time(config: RunConfig, workload: Workload, profile: ClusterProfile) -
     return DenseTime(tuple(seconds), tuple(windows), turns)
 
 
-def exposed_seconds(lookup: LookupTime, window: Window, overlap_fraction: float) -> float:
+class Timed(Protocol):
+    """Whatever has the times of a lookup."""
+
+    @property
+    def forward_seconds(self) -> float:
+        """Of the forward pass."""
+
+    @property
+    def backward_seconds(self) -> float:
+        """Of the backward pass."""
+
+
+def exposed_seconds(lookup: Timed, window: Window, overlap_fraction: float) -> float:
     """What of a lookup the blocks of its span do not hide, forward and backward."""
     forward = lookup.forward_seconds - overlap_fraction * window.forward_seconds
     backward = lookup.backward_seconds - overlap_fraction * window.backward_seconds

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ultramem_megatron.config.load import parse_override, resolve, to_plain
+from ultramem_megatron.config.memory import GroupPlacement
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.parallel.partition.registry import PARTITIONS
 from ultramem_megatron.planning.choose import choose_plan
@@ -121,7 +122,7 @@ def _largest(ours: list[float], theirs: list[float]) -> float:
 
 def with_overrides(config: RunConfig, overrides: tuple[str, ...]) -> RunConfig:
     """``config`` with ``key=value`` settings on top; its own pins of the memory group are lifted first."""
-    memory = dataclasses.replace(config.memory, parallel_size="auto")
+    memory = dataclasses.replace(config.memory, parallel_size="auto", node_size="auto", placement=GroupPlacement.AUTO)
     free = dataclasses.replace(config, memory=memory)
     return resolve([("config", to_plain(free)), *map(parse_override, overrides)])
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ultramem_kernels.precision import widened
 from ultramem_megatron.memory.layer import MemoryLayer
-from ultramem_megatron.memory.product_keys import grid_slots
 from ultramem_megatron.memory.tucker import TuckerRetrieval
 from ultramem_megatron.memory.value_table import ValueTable
 from ultramem_megatron.parallel.partition.base import Picks
@@ -62,12 +61,20 @@ def _retrieve(retrieval: TuckerRetrieval, x_sbD: Tensor) -> tuple[Tensor, Tensor
     with torch.no_grad():
         grid_THcc = torch.einsum("thai,hab,thbj->thij", rows_THrc, core.sum(dim=1), columns_THrc)
         flat_THm = grid_THcc.flatten(2).topk(shape.top_m, dim=-1).indices
-    slots_THm = grid_slots(index_TH2c, flat_THm, shape.grid_side)
+    slots_THm = _grid_slots(index_TH2c, flat_THm, shape.grid_side)
     every = (-1, -1, shape.ranks, -1)
     rows_THrm = rows_THrc.gather(-1, (flat_THm // shape.candidates).unsqueeze(2).expand(every))
     columns_THrm = columns_THrc.gather(-1, (flat_THm % shape.candidates).unsqueeze(2).expand(every))
     scores_hTHm = torch.einsum("tham,hcab,thbm->cthm", rows_THrm, core, columns_THrm)
     return slots_THm.flatten(1), scores_hTHm.flatten(2)
+
+
+def _grid_slots(index_TH2c: Tensor, flat_THm: Tensor, side: int) -> Tensor:
+    """Slots ``row * side + column`` of places ``flat`` in the c x c grid of candidate rows and columns."""
+    c = index_TH2c.shape[-1]
+    rows_THm = index_TH2c[:, :, 0].gather(-1, flat_THm // c)
+    columns_THm = index_TH2c[:, :, 1].gather(-1, flat_THm % c)
+    return rows_THm * side + columns_THm
 
 
 def _pool(rows_TKV: Tensor, picks: Picks, blocks: int) -> Tensor:

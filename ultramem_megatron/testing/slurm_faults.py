@@ -6,6 +6,7 @@ damage, and says what must follow. All jobs train the same few steps on two node
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -15,15 +16,13 @@ from pathlib import Path
 
 from ultramem_megatron.checkpoint.store import checkpoint_folders
 from ultramem_megatron.testing.kills import Ending
-from ultramem_megatron.testing.slurm_jobs import Slurm, attempts_of
+from ultramem_megatron.testing.slurm_jobs import Slurm, attempts_of, logs_of
 from ultramem_megatron.testing.slurm_trial import BATCH, INTERVAL, STEPS, VICTIM, VICTIM_NODE, Found, Trial
 
 AFTER_STEP = 15
 HANG_SECONDS = 8.0
 MAX_BAD_STEPS = 3
 TMPFS_BYTES = 64 << 20
-SPARE_BYTES = 64 << 10
-"""Left free by who fills a disk: less than a checkpoint takes."""
 
 
 def killed_rank(trial: Trial) -> None:
@@ -101,8 +100,8 @@ def _nan(trial: Trial, when: str, *settings: str) -> None:
     note = trial.run_dir.with_name(f"{trial.run_dir.name}.injected_at")
     trial.submit(*settings, FAULT_NAN_AT_STEP=when, FAULT_NOTE=str(note))
     events = trial.run_dir / "events.jsonl"
-    trial.wait(lambda: events.is_file() and events.read_text().endswith("\n"))
-    event = json.loads(events.read_text().splitlines()[0])
+    trial.wait(lambda: events.is_file() and re.search(r'"bad_step".*\n', events.read_text()))
+    event = next(json.loads(line) for line in events.read_text().splitlines() if '"bad_step"' in line)
     trial.detected_seconds = event["time"] - float(note.read_text())
     trial.reason = event["words"]
 
@@ -111,23 +110,25 @@ def full_disk(trial: Trial) -> None:
     """no room in the folder of checkpoints"""
     with tmpfs(trial.run_dir / "checkpoints"):
         logged = rf"^out_of_disk: no checkpoint of step {3 * INTERVAL}"
-        _fill_and_mend(trial, trial.run_dir / "checkpoints" / "filler", logged)
+        _fill_and_mend(trial, trial.run_dir / "checkpoints" / "filler", "No space left on device", logged)
 
 
 def full_run_folder(trial: Trial) -> None:
     """no room in the whole run folder"""
     with tmpfs(trial.run_dir):
-        _fill_and_mend(trial, trial.run_dir / "filler", r"^out_of_disk: ")
+        # nobody could write more than this
+        words = "no room is left in the run folder; checkpoints are as they were"
+        _fill_and_mend(trial, trial.run_dir / "filler", words, f"^out_of_disk: {words}")
 
 
-def _fill_and_mend(trial: Trial, filler: Path, logged: str) -> None:
+def _fill_and_mend(trial: Trial, filler: Path, reason: str, logged: str) -> None:
     trial.submit()
     trial.wait_for_step(AFTER_STEP)
     began = fill(filler)
     trial.finish()
     start = trial.wait_for_end(0)
     trial.detected_seconds = start["noticed"] - began
-    trial.expect_reason(start["reason"], "No space left on device")
+    trial.expect_reason(start["reason"], reason)
     trial.expect_logged(logged)
     trial.expect_starts("out_of_disk")
     trial.expect_exit(82)
@@ -193,8 +194,8 @@ def try_fault(name: str, slurm: Slurm, config: Path, folder: Path, undisturbed: 
     trial = Trial(slurm, config, folder / name, undisturbed)
     try:
         FAULTS[name](trial)
-    except (OSError, RuntimeError, ValueError, KeyError, subprocess.SubprocessError) as error:
-        trial.problems.append(f"{type(error).__name__}: {error}")
+    except (OSError, RuntimeError, ValueError, LookupError, subprocess.SubprocessError) as error:
+        trial.problems.append(f"{type(error).__name__}: {error}\n{logs_of(trial.run_dir)}")
         if trial.job:
             slurm.call("scancel", "--full", trial.job)
     return trial.found(name, str(FAULTS[name].__doc__), time.monotonic() - started)
@@ -212,10 +213,10 @@ def tmpfs(folder: Path) -> Iterator[None]:
 
 
 def fill(filler: Path) -> float:
-    """Take what is free on the disk, up to a little. Returns the time."""
+    """Take what is free on the disk, to the last byte. Returns the time."""
     free = os.statvfs(filler.parent)
     with filler.open("wb") as stream:
-        os.posix_fallocate(stream.fileno(), 0, free.f_bavail * free.f_frsize - SPARE_BYTES)
+        os.posix_fallocate(stream.fileno(), 0, free.f_bavail * free.f_frsize)
     return time.time()
 
 

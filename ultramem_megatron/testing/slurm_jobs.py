@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from ultramem_megatron.monitor.records import read_records
 
 ROOT = Path(__file__).parents[2]
@@ -89,12 +91,32 @@ class Slurm:
         words = self.call("scontrol", "show", "job", "--oneliner", job).split()
         return dict(word.partition("=")[::2] for word in words if "=" in word)
 
+    def rank_process(self, job: str, rank: int) -> psutil.Process:
+        """Of a job that runs, found by what Slurm has told it.
+
+        Raises:
+            RuntimeError: There is none.
+        """
+        mine = {"SLURM_CONF": self.environment["SLURM_CONF"], "SLURM_JOB_ID": job, "SLURM_PROCID": str(rank)}
+        for process in psutil.process_iter():
+            try:
+                parent = process.parent()
+                # a rank's own helpers have its variables, too
+                is_task = parent is not None and parent.name().startswith("slurmstepd")
+                told = process.environ() if is_task else {}
+                # the batch script calls itself task 0, but is of no step
+                if mine.items() <= told.items() and "SLURM_STEP_ID" in told:
+                    return process
+            except psutil.Error:  # it has just ended
+                continue
+        raise RuntimeError(f"job {job} has no rank {rank} on this machine")
+
 
 def wait_until(condition: Callable[[], object], run_dir: Path, poll_seconds: float = POLL_SECONDS) -> None:
     """Return when it is true.
 
     Raises:
-        TimeoutError: It did not become true; with the logs of the run.
+        TimeoutError: It did not become true, with the logs of the run.
     """
     deadline = time.monotonic() + JOB_SECONDS
     while not condition():

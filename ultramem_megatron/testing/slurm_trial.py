@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from ultramem_megatron.testing.kills import Ending, curve_of, difference, ending_of
-from ultramem_megatron.testing.slurm_jobs import Slurm, attempts_of, logs_of, newest_step, status_of, wait_until
+from ultramem_megatron.testing.slurm_jobs import Slurm, attempts_of, newest_step, status_of, wait_until
 
 STEPS = 40
 INTERVAL = 10
@@ -77,19 +75,9 @@ class Trial:
         self.wait(lambda: newest_step(self.run_dir) >= step)
 
     def send(self, number: signal.Signals) -> float:
-        """To the rank that all faults hit, found by what Slurm told it. Returns the time."""
-        for process in psutil.process_iter():
-            try:
-                told = process.environ()
-                parent = process.parent()
-                is_task = parent is not None and parent.name().startswith("slurmstepd")
-            except psutil.Error:
-                continue
-            mine = told.get("SLURM_JOB_ID") == self.job and told.get("SLURM_PROCID") == str(VICTIM)
-            if mine and is_task and told.get("SLURM_CONF") == self.slurm.environment["SLURM_CONF"]:
-                process.send_signal(number)
-                return time.time()
-        raise RuntimeError(f"rank {VICTIM} of job {self.job} is not to be found\n{logs_of(self.run_dir)}")
+        """To the rank that all faults hit. Returns the time."""
+        self.slurm.rank_process(self.job, VICTIM).send_signal(number)
+        return time.time()
 
     def wait_for_end(self, start: int) -> dict[str, Any]:
         """Of a start of the job, from 0. Returns it, with the time at which its reason stood there as ``noticed``."""
@@ -153,6 +141,9 @@ class Trial:
         steps = [int(row[0]) for row in curve_of(self.run_dir)]
         self.expect(steps == list(range(1, STEPS + 1)), "not every step stands once in metrics.jsonl")
 
+    def _without_paths(self, text: str) -> str:
+        return text.replace(f"{self.run_dir}", "RUN_DIR")
+
     def found(self, fault: str, what: str, seconds: float) -> Found:
         """What came of it."""
         return Found(
@@ -160,9 +151,9 @@ class Trial:
             what=what,
             detected_seconds=self.detected_seconds,
             outcomes=self.outcomes,
-            reason=self.reason,
+            reason=self._without_paths(self.reason),
             exit_status=self.exit_status,
-            log_line=self.log_line,
+            log_line=self._without_paths(self.log_line),
             lost="" if self.problems else self.lost,
             problems=tuple(self.problems),
             seconds=seconds,

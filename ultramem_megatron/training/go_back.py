@@ -21,11 +21,11 @@ class WayBack:
     data_fingerprint: str
     returns: dict[Path, int] = field(default_factory=dict)
 
-    def go(self, state: TrainState) -> str:
+    def go(self, state: TrainState) -> str | None:
         """Put ``state`` there. Collective over the world.
 
         Returns:
-            What was done, for people.
+            What was done, for people; None when there is no checkpoint yet, and nothing was done.
 
         Raises:
             DivergedError: No checkpoint is left to go back to.
@@ -36,8 +36,7 @@ class WayBack:
         try:
             start = find_start(state.config, self.root, worn)
             if start is None:
-                state.advance()
-                return f"there is no checkpoint yet to go back to: step {bad_step} is skipped"
+                return None
             folder = resume(state, start, self.root, self.data_fingerprint)
         except CheckpointError as error:
             raise DivergedError(f"step {bad_step} is bad, and there is nothing to go back to: {error}") from error

@@ -1,7 +1,7 @@
 """A whole pretraining run on this process: set up, resume, train."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,10 +27,10 @@ from ultramem_megatron.training.hooks import Hook
 from ultramem_megatron.training.loop import Outcome, run_loop
 from ultramem_megatron.training.reporting import ReportBadSteps, ReportMemory, ReportSteps
 from ultramem_megatron.training.setup import build_run_groups, build_train_state
-from ultramem_megatron.training.state import TrainState
+from ultramem_megatron.training.state import StepResult, TrainState
 from ultramem_megatron.training.step import GoBack
 from ultramem_megatron.training.stop import StopRequest
-from ultramem_megatron.training.stragglers import ReportStragglers
+from ultramem_megatron.training.stragglers import MeasureWork, ReportStragglers
 from ultramem_megatron.training.validation import Validate
 from ultramem_megatron.training.watchdog import TakesLong, Watchdog, Watched
 
@@ -77,9 +77,8 @@ def pretrain(
         while True:
             with _open_publisher(config, plan, run_dir, state) as publisher:
                 save = SaveCheckpoints(run_dir / CHECKPOINTS, training_data.fingerprint, state, publisher)
-                hooks = _hooks(publisher, events, watchdog, state, validation_data, save)
-                if config.resilience.straggler_ratio:
-                    hooks.insert(0, ReportStragglers(publisher, events, meter, state))
+                reports = _reports(publisher, events, meter, state)
+                hooks = _hooks(publisher, reports, watchdog, validation_data, save)
                 try:
                     return run_loop(state, state.training_batches(training_data), hooks, stop)
                 except DivergedError as end:
@@ -89,9 +88,21 @@ def pretrain(
                 except GoBack as bad:
                     save.finish(state)
                     watchdog.progress(state.step, "going back to a checkpoint", may_take_long=True)
-                    words = f"{bad}; {way_back.go(state)}"
+                    done = way_back.go(state)
+                    if done is None:
+                        _skip(state, bad.result, hooks)
+                        continue
+                    words = f"{bad}; {done}"
                     events.write(state.step, "bad_step", words)
                     publisher.text(state.step, "bad step", words)
+
+
+def _skip(state: TrainState, result: StepResult, hooks: Sequence[Hook]) -> None:
+    """What ``resilience.bad_step = skip`` does, for a bad step from which there is no way back yet."""
+    state.advance()
+    skipped = replace(result, bad=f"{result.bad}, and there is no checkpoint yet to go back to")
+    for hook in hooks:
+        hook.after_step(state, skipped)
 
 
 def write_run_files(config: RunConfig, plan: Plan, run_dir: Path) -> None:
@@ -108,21 +119,28 @@ def write_run_files(config: RunConfig, plan: Plan, run_dir: Path) -> None:
     dist.barrier()
 
 
-def _hooks(
-    publisher: Publisher,
-    events: EventLog,
-    watchdog: Watchdog,
-    state: TrainState,
-    validation_data: dict[str, TokenSource],
-    save: SaveCheckpoints,
-) -> list[Hook]:
-    """In the order in which they act; a step is reported before it is saved."""
-    hooks: list[Hook] = [
-        Watched(watchdog),
+def _reports(publisher: Publisher, events: EventLog, meter: WorkMeter, state: TrainState) -> list[Hook]:
+    """Hooks that say what a step was, in the order in which they act."""
+    steps: list[Hook] = [
         ReportSteps(publisher, state.config),
         ReportBadSteps(publisher, events),
         ReportMemory(publisher, state),
     ]
+    if not state.config.resilience.straggler_ratio:
+        return steps
+    work = MeasureWork(meter, state)
+    return [work, *steps, ReportStragglers(publisher, events, work, state)]
+
+
+def _hooks(
+    publisher: Publisher,
+    reports: list[Hook],
+    watchdog: Watchdog,
+    validation_data: dict[str, TokenSource],
+    save: SaveCheckpoints,
+) -> list[Hook]:
+    """In the order in which they act; a step is reported before it is saved."""
+    hooks = [Watched(watchdog), *reports]
     if validation_data:
         hooks.append(TakesLong(Validate(publisher, validation_data), watchdog, "validation"))
     return [*hooks, TakesLong(save, watchdog, "saving a checkpoint")]

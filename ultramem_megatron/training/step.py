@@ -13,6 +13,11 @@ from ultramem_megatron.training.state import StepResult, TrainState
 class GoBack(Exception):
     """A step was bad, nothing was updated, and the run is to return to its newest checkpoint."""
 
+    def __init__(self, result: StepResult) -> None:
+        """``result``: the step, as it would be reported if it were skipped."""
+        super().__init__(f"step {result.step}: {result.bad}")
+        self.result = result
+
 
 def train_step(state: TrainState, micro_batches: list[Batch]) -> StepResult:
     """Forward, backward, reduce, clip, update. Collective over the world.
@@ -42,9 +47,7 @@ def train_step(state: TrainState, micro_batches: list[Batch]) -> StepResult:
         return not reasons[0]
 
     gradient_norm = step_if(state.optimizer, is_good)
-    _act(state, step, loss, reasons[0])
-    state.advance()
-    return StepResult(
+    result = StepResult(
         step=step,
         loss=loss,
         gradient_norm=gradient_norm,
@@ -52,6 +55,9 @@ def train_step(state: TrainState, micro_batches: list[Batch]) -> StepResult:
         value_learning_rate=state.schedule.rate(values=True),
         bad=reasons[0],
     )
+    _act(state, result)
+    state.advance()
+    return result
 
 
 def _why_bad(state: TrainState, loss: float, gradient_norm: float) -> str:
@@ -62,15 +68,15 @@ def _why_bad(state: TrainState, loss: float, gradient_norm: float) -> str:
     return reason or ("another rank finds it bad" if is_bad else "")
 
 
-def _act(state: TrainState, step: int, loss: float, reason: str) -> None:
+def _act(state: TrainState, result: StepResult) -> None:
     settings, guard = state.config.resilience, state.guard
-    guard.remember(settings, loss, reason)
-    if not reason:
+    guard.remember(settings, result.loss, result.bad)
+    if not result.bad:
         return
     if guard.bad_steps > settings.max_bad_steps:
         raise DivergedError(
-            f"step {step}: {reason}; resilience.max_bad_steps = {settings.max_bad_steps} steps were bad before. The "
-            "last checkpoint is kept; go on from it with a lower learning rate or other data"
+            f"step {result.step}: {result.bad}; resilience.max_bad_steps = {settings.max_bad_steps} steps were bad "
+            "before. The last checkpoint is kept; go on from it with a lower learning rate or other data"
         )
     if settings.bad_step is BadStep.ROLL_BACK:
-        raise GoBack(f"step {step}: {reason}")
+        raise GoBack(result)

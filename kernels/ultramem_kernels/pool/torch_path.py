@@ -80,16 +80,37 @@ def backward(
     """
     rows_A = rows_A.long()  # what index_add_ converts to otherwise, one at a time
     weights_Ah = widened(scores_hA).t().contiguous()
-    for part in _parts(rows_A, table_NV):
-        grad_aV = widened(fetch_rows(grad_GV, group_A[part]))
+    parts = _parts(rows_A, table_NV)
+    largest = min(rows_A.shape[0], parts[0].stop) if parts else 0
+    read, of_sums = _Rows(table_NV, largest), _Rows(grad_GV, largest)
+    for part in parts:
+        grad_aV = of_sums.fetch(group_A[part])
         if scores_grad_hA is not None:
-            products_aV = widened(fetch_rows(table_NV, rows_A[part])).mul_(grad_aV)
+            products_aV = read.fetch(rows_A[part]).mul_(grad_aV)
             scores_grad_hA[:, part] = _by_core(products_aV, scores_hA).sum(dim=2).t()
         if table_grad_NV is not None:
             weighed_aV = _by_core(grad_aV, scores_hA).mul_(weights_Ah[part].unsqueeze(2)).flatten(1)
-            # summed in one bag, for nothing but to have the rows in the cache when they are added to
-            F.embedding_bag(rows_A[part], table_grad_NV, rows_A.new_zeros(1), mode="sum")
+            _bring_to_cache(table_grad_NV, rows_A[part])
             table_grad_NV.index_add_(0, rows_A[part], weighed_aV.to(table_grad_NV.dtype))
+
+
+class _Rows:
+    """Fetches rows of one table again and again, into the same memory: pages that the C library has returned to the
+    system between two parts would cost several times what the reading does."""
+
+    def __init__(self, table_NV: Tensor, most: int) -> None:
+        self.table_NV = table_NV.detach()
+        self.memory_aV = table_NV.new_empty(most, table_NV.shape[1])
+
+    def fetch(self, rows_a: Tensor) -> Tensor:
+        """The rows in the type to compute in, to be written to as one likes; gone with the next call."""
+        _bring_to_cache(self.table_NV, rows_a)
+        return widened(torch.index_select(self.table_NV, 0, rows_a, out=self.memory_aV[: rows_a.shape[0]]))
+
+
+def _bring_to_cache(table_NV: Tensor, rows_a: Tensor) -> None:
+    """Sums the rows in one bag, for nothing but to have them at hand: bags are fetched ahead, other reads are not."""
+    F.embedding_bag(rows_a, table_NV, rows_a.new_zeros(1), mode="sum")
 
 
 def fetch_rows(table_NV: Tensor, rows_a: Tensor) -> Tensor:

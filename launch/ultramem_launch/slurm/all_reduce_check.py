@@ -5,18 +5,20 @@ A run that cannot do this cannot start; here it fails in a minute, with numbers 
 
 import argparse
 import os
+import sys
 import time
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from ultramem_launch.ending import attempt_of_this_process
+from ultramem_launch.ending import attempt_of_this_process, failures_recorded
 from ultramem_launch.place import find_place
 from ultramem_launch.slurm.folder import JobFolder
 from ultramem_launch.slurm.needs import read_needs
 from ultramem_launch.slurm.nodes import Speeds, save_speeds
-from ultramem_megatron.parallel.process import start_process
+from ultramem_megatron.errors import RunFailure, UltraMemError
+from ultramem_megatron.parallel.process import ProcessPlace, start_process
 
 MEET_SECONDS = 300.0
 TIMES = 5
@@ -28,7 +30,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run-dir", type=Path, required=True)
     job = JobFolder(parser.parse_args().run_dir)
-    device = start_process(find_place(), timeout_seconds=MEET_SECONDS)
+    place = find_place()
+    with failures_recorded(job.run_dir, place.rank):
+        check(job, place)
+
+
+def check(job: JobFolder, place: ProcessPlace) -> None:
+    """Meet, measure, and note what was found. Collective over the world.
+
+    Raises:
+        MeetingError: The ranks did not find each other.
+    """
+    device = start_process(place, timeout_seconds=MEET_SECONDS)
     expected = read_needs(job.job).all_reduce_bytes_per_second
     found = measure(os.environ.get("SLURMD_NODENAME", os.uname().nodename), device, expected)
     if dist.get_rank() == 0:
@@ -84,4 +97,7 @@ def _wait(device: torch.device) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (RunFailure, UltraMemError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")

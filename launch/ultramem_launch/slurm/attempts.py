@@ -74,6 +74,7 @@ def judge(
     lost_nodes: Sequence[str],
     attempt: str,
     killed: str = "",
+    disk_is_full: bool = False,
 ) -> Ending:
     """Why this start ended.
 
@@ -84,12 +85,17 @@ def judge(
         lost_nodes: Nodes that no longer answer.
         attempt: Of this start.
         killed: Which rank a signal ended before any other had failed, in one sentence; empty if none.
+        disk_is_full: Nothing more can be written in the run folder, also not why the run ended.
     """
-    if lost_nodes and (ending is None or ending.outcome in (Outcome.FAILED, Outcome.HUNG)):
+    if lost_nodes and may_have_lost_nodes(ending):
         # the ranks of the other nodes failed because of it
         words = f"{' and '.join(lost_nodes)} no longer {'answers' if len(lost_nodes) == 1 else 'answer'}"
         return Ending(outcome=Outcome.NODE_LOST, reason=words, attempt=attempt)
-    if killed and asked == "none" and (ending is None or ending.outcome is Outcome.FAILED):
+    if disk_is_full and (ending is None or ending.outcome is Outcome.FAILED):
+        words = "no room is left in the run folder; checkpoints are as they were: make room, and submit again"
+        words += f" (rank {ending.rank} said: {ending.reason})" if ending else ""
+        return Ending(outcome=Outcome.OUT_OF_DISK, reason=words, attempt=attempt)
+    if killed and asked == "none" and (ending is None or ending.outcome in (Outcome.FAILED, Outcome.NOT_MET)):
         # the others only say that a connection broke
         return Ending(outcome=Outcome.FAILED, reason=killed, attempt=attempt)
     if ending is not None:
@@ -103,6 +109,11 @@ def judge(
     if step_status > KILLED_BY_SIGNAL:
         words += f": a rank was killed by signal {step_status - KILLED_BY_SIGNAL} (9 is often a lack of memory)"
     return Ending(outcome=Outcome.FAILED, reason=words, attempt=attempt)
+
+
+def may_have_lost_nodes(ending: Ending | None) -> bool:
+    """Whether a node that is gone would explain what was said."""
+    return ending is None or ending.outcome in (Outcome.FAILED, Outcome.HUNG, Outcome.NOT_MET)
 
 
 def decide(

@@ -20,12 +20,15 @@ from ultramem_launch.ending import (
     attempt_of_this_process,
     clear_ending,
     read_ending,
+    record_ending,
     replace_ending,
 )
-from ultramem_launch.slurm.attempts import SUSPECT_AFTER, Attempt, close, decide, judge
+from ultramem_launch.slurm.attempts import SUSPECT_AFTER, Attempt, close, decide, judge, may_have_lost_nodes
 from ultramem_launch.slurm.folder import JobFolder
 from ultramem_launch.slurm.killed import find_killed
 from ultramem_launch.slurm.nodes import bad_nodes, read_facts, read_speeds, slow_nodes, write_token
+from ultramem_launch.slurm.reserve import is_full, keep_reserve
+from ultramem_megatron.checkpoint.disk import names_full_disk
 from ultramem_megatron.checkpoint.set_aside import describe_mark, set_aside
 from ultramem_megatron.errors import UltraMemError
 from ultramem_megatron.files import write_json, write_text
@@ -54,12 +57,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     return end(folder, options.step_status, options.asked, [], options.max_restarts, requeue)
                 if options.asked == "TERM":
                     wait_for_ranks(folder.run_dir, LAST_WORDS_SECONDS)
-                lost = find_lost_nodes() if _may_have_lost_nodes(folder) else []
+                lost = find_lost_nodes() if may_have_lost_nodes(read_ending(folder.run_dir)) else []
                 return end(folder, options.step_status, options.asked, lost, options.max_restarts, requeue)
     except UltraMemError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         replace_ending(folder.run_dir, Ending(outcome=Outcome.BAD_INPUT, reason=str(error), attempt=attempt))
         return 2
+    except OSError as error:
+        if not names_full_disk(str(error)):
+            raise
+        print(f"{Outcome.OUT_OF_DISK}: no room is left in {folder.run_dir}: {error}", file=sys.stderr)
+        return RULES[Outcome.OUT_OF_DISK].exit_status
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -97,6 +105,7 @@ def begin(folder: JobFolder, allocated: int, tasks_per_node: int, chain: int) ->
         ending = silent_end(before[-1], attempt)
         before[-1] = close(before[-1], ending, folder.newest_step(), time.time())
     started = Attempt(name=attempt, nodes=nodes, first_step=folder.newest_step(), started=time.time())
+    keep_reserve(folder.reserve)
     write_json(folder.attempts, [one.to_dict() for one in [*before, started]])
     write_text(folder.nodes, f"{nodes}\n")
     folder.exclude.unlink(missing_ok=True)
@@ -138,9 +147,9 @@ def passed(folder: JobFolder, nodes: Sequence[str], *, all_reduce: bool) -> int:
     attempt = attempt_of_this_process()
     facts = folder.preflight(attempt)
     speeds = read_speeds(facts) if all_reduce else None
-    if all_reduce and speeds is None:
+    if all_reduce and speeds is None:  # a rank may have said why
         reason = "the all-reduce before training did not end; the log of the ranks says where"
-        replace_ending(folder.run_dir, Ending(outcome=Outcome.FAILED, reason=reason, attempt=attempt))
+        record_ending(folder.run_dir, Ending(outcome=Outcome.NOT_MET, reason=reason, attempt=attempt))
         return 1
     bad = bad_nodes(nodes, read_facts(facts)) if speeds is None else slow_nodes(speeds)
     for node, words in bad.items():
@@ -161,7 +170,8 @@ def end(
 ) -> int:
     """Note why the start ended and say what is next; ``START_AGAIN``, or the exit status of the job."""
     attempt = attempt_of_this_process()
-    said = read_ending(folder.run_dir)
+    said, disk_is_full = read_ending(folder.run_dir), is_full(folder.job)
+    folder.reserve.unlink(missing_ok=True)
     ending = judge(
         ending=said,
         step_status=step_status,
@@ -169,6 +179,7 @@ def end(
         lost_nodes=lost_nodes,
         attempt=attempt,
         killed=find_killed(folder.logs / f"{attempt}.log"),
+        disk_is_full=disk_is_full,
     )
     attempts = [Attempt.from_dict(content) for content in folder.read_attempts()]
     attempts[-1] = close(attempts[-1], ending, folder.newest_step(), time.time())
@@ -196,11 +207,6 @@ def put_aside(checkpoint: Path, last: Attempt) -> bool:
         return False
     print(describe_mark(checkpoint), flush=True)
     return True
-
-
-def _may_have_lost_nodes(folder: JobFolder) -> bool:
-    ending = read_ending(folder.run_dir)
-    return ending is None or ending.outcome in (Outcome.FAILED, Outcome.HUNG)
 
 
 def wait_for_ranks(run_dir: Path, seconds: float) -> None:

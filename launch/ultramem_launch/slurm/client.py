@@ -64,8 +64,20 @@ def cancel(job: str) -> None:
 
 
 def requeue(job: str) -> None:
-    """End it and put it back into the queue."""
-    _call(["scontrol", "requeue", job])
+    """End it and put it back into the queue.
+
+    Raises:
+        LaunchError: It must not be: it is of a chain, or the cluster has switched that off.
+    """
+    try:
+        _call(["scontrol", "requeue", job])
+    except LaunchError as error:
+        if "disabled" not in str(error):
+            raise
+        raise LaunchError(
+            f"job {job} cannot be put back into the queue: it was submitted with --chain, or this cluster does not let "
+            "jobs be requeued; `ultramem cancel` ends it after a save, and `ultramem submit` goes on from there"
+        ) from None
 
 
 def _in_queue(job: str) -> tuple[str, str]:

@@ -64,6 +64,11 @@ class JobFolder:
         return self.job / "exclude"
 
     @property
+    def reserve(self) -> Path:
+        """Room for last words (``reserve.py``)."""
+        return self.job / ".reserve"
+
+    @property
     def nodes(self) -> Path:
         """How many of the allocated nodes this start uses."""
         return self.job / "nodes"

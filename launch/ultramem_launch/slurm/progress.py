@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ultramem_launch.ending import Ending, read_ending
+from ultramem_launch.ending import RULES, Ending, read_ending
 from ultramem_launch.slurm.client import UNREACHABLE, JobState, find_state
 from ultramem_launch.slurm.folder import JobFolder
 from ultramem_megatron.metrics import catalogue
@@ -97,7 +97,7 @@ def describe(progress: Progress) -> str:
     job, record = progress.job, progress.record
     where = f" on {job.nodes}" if job.nodes else ""
     more = [job.reason, f"{job.time_left} left" if job.time_left and job.state == "RUNNING" else ""]
-    more.append(f"restarted {job.restarts} times" if job.restarts else "")
+    more.append(f"restarted {_count(job.restarts, 'time')}" if job.restarts else "")
     lines = [f"job {job.job}  {job.state}{where}" + "".join(f", {words}" for words in more if words)]
     if record:
         ago = max(0.0, time.time() - record["time"])
@@ -116,7 +116,12 @@ def describe(progress: Progress) -> str:
         reason += f"; set the checkpoint of step {aside} aside" if aside is not None else ""
         until = "" if attempt["last_step"] is None else f" to {attempt['last_step']}"
         steps = f"from step {attempt['first_step']}{until}"
-        lines.append(f"  start {attempt['name']}: {attempt['nodes']} nodes, {steps}, {end}{reason}")
+        lines.append(f"  start {attempt['name']}: {_count(attempt['nodes'], 'node')}, {steps}, {end}{reason}")
     if progress.ending is not None and not is_active(job.state):
-        lines.append(f"ended: {progress.ending.outcome} {progress.ending.reason}".rstrip())
+        ending = progress.ending
+        lines.append(f"ended: {ending.outcome}: {ending.reason or RULES[ending.outcome].meaning}")
     return "\n".join(lines)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -37,10 +37,10 @@ def plan_for(config: "RunConfig", request: JobRequest, site: Site) -> "Plan":
     counts = range(request.max_nodes, request.min_nodes - 1, -1)
     fitting = (nodes for nodes in counts if _fits(config, nodes * request.tasks_per_node))
     nodes = next(fitting, request.max_nodes)
-    return choose_plan(config, cluster_of(request, site, nodes))
+    return choose_plan(config, allocation_of(request, site, nodes))
 
 
-def cluster_of(request: JobRequest, site: Site, nodes: int) -> "ClusterSpec":
+def allocation_of(request: JobRequest, site: Site, nodes: int) -> "ClusterSpec":
     """The allocation as the planner sees it. Processes on CPUs: nodes are taken to be like this machine."""
     from ultramem_megatron.planning.cluster import local_cluster, parse_cluster
 

@@ -41,8 +41,8 @@ def calibrate(
 
     Example: ultramem calibrate --local 4 --out here.json
     """
-    from ultramem_launch.calibrate import calibrate_rank
-    from ultramem_launch.local import run_local_processes
+    from ultramem_launch.calibrate import RANK_IMPORTS, calibrate_rank
+    from ultramem_launch.local import run_local_processes, ultramem
     from ultramem_launch.place import is_one_of_several, refuse_nested_launch
     from ultramem_megatron.planning.calibration.fit import MAX_ERROR_FRACTION
 
@@ -60,7 +60,7 @@ def calibrate(
         arguments = ["calibrate", "--out", str(out), "--name", title, "--max-error", str(allowed)]
         arguments += ["--quick"] if quick else []
         arguments += ["--base", base] if base else []
-        status = run_local_processes(local, arguments)
+        status = run_local_processes(local, arguments, ultramem(RANK_IMPORTS))
         if status:
             sys.exit(status)
     if not is_one_of_several():

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 RunDir = Annotated[Path, typer.Option("--run-dir", help="Folder given to `ultramem submit`.")]
@@ -22,12 +21,14 @@ def status(
 
     Example: ultramem status --run-dir runs/first --watch
     """
+    from rich.console import Console
+
     from ultramem_launch.slurm.progress import describe, is_active, look
 
     while True:
         progress = look(run_dir)
         if watch and sys.stdout.isatty() and not as_json:
-            click.clear()
+            Console().clear()
         typer.echo(json.dumps(progress.to_dict()) if as_json else describe(progress))
         if not watch or not is_active(progress.job.state):
             return

@@ -23,15 +23,16 @@ def pretrain(
 ) -> None:
     """Train a model; start the same command again to resume.
 
-    Exit status: 0 finished, 2 bad input, 75 saved and ended early on SIGTERM or SIGUSR1, 80 hung,
-    81 diverged, 82 no room for a checkpoint.
+    Exit status: 0 finished, 1 failed, 2 bad_input, 75 preempted (saved and ended early on SIGTERM or SIGUSR1), 80 hung,
+    81 diverged, 82 out_of_disk, 85 not_met (the ranks), 128 + n killed by signal n (--local). RUN_DIR/status.json says
+    why; launch/README.md says what to do.
 
     Example: ultramem pretrain quickstart training.steps=500 --run-dir runs/first --local 4
     """
     from ultramem_launch.ending import Ending, Outcome, clear_ending, record_ending
-    from ultramem_launch.local import run_local_processes
+    from ultramem_launch.local import run_local_processes, ultramem
     from ultramem_launch.place import is_one_of_several, refuse_nested_launch
-    from ultramem_launch.pretrain import check_run, run_rank
+    from ultramem_launch.pretrain import RANK_IMPORTS, check_run, run_rank
 
     if local:
         refuse_nested_launch(local)
@@ -45,7 +46,9 @@ def pretrain(
     options += ["--plan", str(plan)] if plan else []
     options += ["--cluster", cluster] if cluster else []
     arguments = ["pretrain", config, *(overrides or []), *options]
-    status = run_local_processes(local, arguments, on_killed=functools.partial(_name_killed, run_dir))
+    status = run_local_processes(
+        local, arguments, ultramem(RANK_IMPORTS), on_killed=functools.partial(_name_killed, run_dir)
+    )
     if status in (exit_codes.FINISHED, exit_codes.STOPPED):
         _say_where(run_dir, status)
     elif status != exit_codes.BAD_INPUT:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -24,20 +25,26 @@ def validate(
 
     Example: ultramem validate bench.json --profile four.json --profile eight.json --plot validation.png
     """
+    from ultramem_launch.validation_plot import draw
     from ultramem_megatron.planning.cluster import parse_cluster
     from ultramem_megatron.planning.page import paragraph
+    from ultramem_megatron.planning.validation.noise import noise_floor
     from ultramem_megatron.planning.validation.predictors import circumstances, predictors
-    from ultramem_megatron.planning.validation.report import draw, table
+    from ultramem_megatron.planning.validation.report import table
     from ultramem_megatron.planning.validation.results import BenchResults
     from ultramem_megatron.planning.validation.validate import as_json as plain
-    from ultramem_megatron.planning.validation.validate import score_all
+    from ultramem_megatron.planning.validation.validate import group_by_shape, score_all
 
     found, profiles = BenchResults.load(results), [parse_cluster(name).profile for name in profile]
     scores = score_all(found.measurements, predictors(profiles))
     if plot is not None:
         draw(scores, found, plot)
     if as_json:
-        print(json.dumps({"profiles": [one.name for one in profiles], "scores": plain(scores)}, indent=1))
+        rivals = [[found.measurements[number] for number in one] for one in group_by_shape(found.measurements).values()]
+        floor = noise_floor(rivals)
+        noise = None if floor is None else asdict(floor)
+        document = {"profiles": [one.name for one in profiles], "scores": plain(scores), "noise": noise}
+        print(json.dumps(document, indent=1))
     else:
         print(table(scores, found, profiles))
     for text in circumstances(found, profiles):

@@ -18,6 +18,7 @@ from ultramem_megatron.testing.calibration_points import (
     SORT_RATE,
     collective_points,
     machine_points,
+    point,
 )
 
 MACHINE = Machine(name="here", ranks_per_node=4, memory_bytes=2**30)
@@ -59,6 +60,26 @@ def test_what_was_measured_says_so_and_the_rest_keeps_its_source() -> None:
     assert profile.fit is not None
     assert profile.fit.fingerprint["torch"] == "2.13.0"
     assert max(profile.fit.error_fractions.values()) < 0.03
+
+
+def test_intervals_hold_most_of_the_points_held_out() -> None:
+    path = "node.all_to_all"
+    points = [p for p in machine_points() if p.path != path]
+    # of the 8 sizes held out two take longer, one by half and one twice as long
+    points += collective_points(path, 4, lambda index: {5: 1.5, 9: 2.0}.get(index, 1.0))
+    fitted = fit(points, max_error_fraction=1.0)
+    assert fitted.fit is not None
+    assert fitted.fit.error_fractions[path] == pytest.approx((0.5 / 1.5 + 0.5) / 8, rel=0.05)
+    assert fitted.uncertainty_fraction(path) == pytest.approx(0.5, rel=0.1)
+
+
+def test_new_memory_is_a_curve_that_never_falls() -> None:
+    assert fit(machine_points()).new_memory is None
+    points = [point("new_memory", 4, size, seconds) for size, seconds in ((1e6, 1e-9), (3e6, 0.2), (2e6, 0.4))]
+    profile = fit([*machine_points(), *points])
+    assert profile.new_memory is not None
+    assert profile.new_memory.knots == ((1e6, 1e-9), (2e6, pytest.approx(0.3)), (3e6, pytest.approx(0.3)))
+    assert profile.source("new_memory").trust is Trust.MEASURED
 
 
 def test_one_process_has_no_collectives_and_keeps_those_of_the_base() -> None:

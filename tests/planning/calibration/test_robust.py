@@ -43,6 +43,13 @@ def test_falling_neighbours_are_pooled_to_their_mean() -> None:
     assert pool_falling(np.array([3.0, 2.0, 1.0])).tolist() == [2.0, 2.0, 2.0]
 
 
+def test_the_price_of_the_largest_is_not_taken_for_a_spike() -> None:
+    sizes = [float(4**i) for i in range(8)]
+    times = [1e-4 + 1e-7 * size for size in sizes]
+    times[-1] *= 3
+    assert smooth_rising(sizes, times)[-1] == pytest.approx(times[-1])
+
+
 def test_a_curve_rises_though_a_point_falls() -> None:
     sizes = [float(4**i) for i in range(8)]
     truth = np.array([1e-4 + 1e-7 * size for size in sizes])

@@ -11,6 +11,7 @@ from ultramem_megatron.config.memory import PartitionName
 from ultramem_megatron.errors import PlanError
 from ultramem_megatron.planning.calibration.fit import Machine, fit_profile
 from ultramem_megatron.planning.profile_file import built_in_profile
+from ultramem_megatron.planning.validation.noise import noise_floor
 from ultramem_megatron.planning.validation.predictors import Prediction, Predictor, always, circumstances, predictors
 from ultramem_megatron.planning.validation.report import table
 from ultramem_megatron.planning.validation.results import BenchResults, BenchShape, Measurement, Seconds, Skew
@@ -87,6 +88,27 @@ def test_bytes_and_constants_are_those_of_the_planner_and_of_torchrec() -> None:
     # dimension-wise: numbers and scores to 3 others, a quarter of 16 pooled vectors to each of them; and back
     pieces = 3 * 16 * 16 * 4
     assert by_bytes.predict(dimension).cost == 3 * picks * (4 + 4) + pieces + pieces + 3 * picks * 4
+
+
+def test_the_noise_is_what_the_other_half_of_the_repeats_says() -> None:
+    halves = ((1.0, 3.0), (2.0, 2.0)), ((4.0, 5.0), (8.0, 9.0))
+    rivals = [
+        [
+            measured(name, 16, 1.0).model_copy(update={"halves": one})
+            for name, one in zip((NUMBER, POOLED), pair, strict=True)
+        ]
+        for pair in halves
+    ]
+    floor = noise_floor(rivals)
+    assert floor is not None
+    # of the first shape the halves disagree: 3 against 2, and 2 against 1
+    assert (floor.mean_regret_fraction, floor.worst_regret_fraction) == ((0.5 + 1.0) / 4, 1.0)
+    profile = built_in_profile("cpu-loopback")
+    results = BenchResults(measurements=(*rivals[0],))
+    text = table(score_all(rivals[0], predictors([profile])), results, [profile])
+    assert "mean regret of 75.0% in the other half" in text
+    assert max(map(len, text.splitlines())) <= 120
+    assert noise_floor([RESULTS]) is None  # files from before say nothing of it
 
 
 def test_results_without_a_choice_are_refused() -> None:

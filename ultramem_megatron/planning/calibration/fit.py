@@ -1,16 +1,18 @@
 """Points -> ``ClusterProfile``, or the reason why they are no good."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ultramem_megatron.errors import PlanError
 from ultramem_megatron.planning.calibration.fit_curves import (
-    collective_error,
+    HeldOut,
+    collective_held_out,
     fit_collective,
+    fit_new_memory,
     fit_rows,
-    rows_error,
+    rows_held_out,
     worst_ratio,
 )
 from ultramem_megatron.planning.fingerprint import Fingerprint
@@ -60,12 +62,13 @@ def fit_profile(
     copied = _only(points, "memory")
     memory_rate = copied.num_bytes / copied.seconds
     rows = {name: fit_rows(_of(points, name), memory_rate) for name in _ROWS}
-    errors = {name: rows_error(rows[name], _of(points, name), memory_rate) for name in rows}
-    levels, collective_errors = _fit_levels(points, base)
-    errors |= collective_errors
-    overlap = _overlap(points)
-    measured = [*_MEASURED, *([] if overlap is None else ["overlap_fraction"]), *collective_errors]
-    _refuse_bad(errors, points, levels, max_error_fraction)
+    levels, of_collectives = _fit_levels(points, base)
+    held_out = {name: rows_held_out(rows[name], _of(points, name), memory_rate) for name in rows} | of_collectives
+    overlap, new_memory = _overlap(points), fit_new_memory(_of(points, "new_memory"))
+    measured = [*_MEASURED, *of_collectives]
+    measured += [] if overlap is None else ["overlap_fraction"]
+    measured += [] if new_memory is None else ["new_memory"]
+    _refuse_bad(held_out, points, levels, max_error_fraction)
     return base.model_copy(
         update={
             "name": machine.name,
@@ -73,6 +76,7 @@ def fit_profile(
             "memory_bytes": machine.memory_bytes,
             "memory_bytes_per_second": memory_rate,
             **rows,
+            "new_memory": new_memory,
             "sort_items_per_second": 1 / _only(points, "sort").seconds,
             "gemm": _gemm(points),
             "launch_seconds": _only(points, "launch").seconds,
@@ -80,7 +84,10 @@ def fit_profile(
             **{level.value: curves for level, curves in levels.items()},
             "sources": _sources(base, measured, fingerprint),
             "fit": Fit(
-                date=fingerprint.date, fingerprint=fingerprint.flat(), error_fractions=errors, points=tuple(points)
+                date=fingerprint.date,
+                fingerprint=fingerprint.flat(),
+                points=tuple(points),
+                **_errors(held_out),
             ),
         }
     )
@@ -101,20 +108,20 @@ def fit_imported(
     Raises:
         PlanError: As ``fit_profile``.
     """
-    levels, errors = _fit_levels(points, base)
-    _refuse_bad(errors, points, levels, max_error_fraction)
+    levels, held_out = _fit_levels(points, base)
+    _refuse_bad(held_out, points, levels, max_error_fraction)
     before = base.fit or Fit(date=date, fingerprint={}, error_fractions={})
-    kept = [point for point in before.points if point.path not in errors]
+    kept = [point for point in before.points if point.path not in held_out]
     source = Source(trust=Trust.MEASURED, source=f"nccl-tests, read by ultramem calibrate, {date}")
     return base.model_copy(
         update={
             "name": name,
             **{level.value: curves for level, curves in levels.items()},
-            "sources": {**base.sources, **dict.fromkeys(errors, source)},
+            "sources": {**base.sources, **dict.fromkeys(held_out, source)},
             "fit": before.model_copy(
                 update={
                     "date": date,
-                    "error_fractions": {**before.error_fractions, **errors},
+                    **{name: {**getattr(before, name), **of_path} for name, of_path in _errors(held_out).items()},
                     "points": (*kept, *points),
                 }
             ),
@@ -130,9 +137,19 @@ _MEASURED = (
 )
 
 
-def _fit_levels(points: Sequence[FitPoint], base: ClusterProfile) -> tuple[dict[Level, LevelCurves], dict[str, float]]:
-    """Curves of both levels, and the errors of those that were fitted, by path."""
-    levels, errors = {}, {}
+def _errors(held_out: Mapping[str, HeldOut]) -> dict[str, dict[str, float]]:
+    """What a ``Fit`` says of them."""
+    return {
+        "error_fractions": {path: one.mean_error_fraction for path, one in held_out.items()},
+        "interval_fractions": {path: one.interval_fraction for path, one in held_out.items()},
+    }
+
+
+def _fit_levels(
+    points: Sequence[FitPoint], base: ClusterProfile
+) -> tuple[dict[Level, LevelCurves], dict[str, HeldOut]]:
+    """Curves of both levels, and what those that were fitted say of the points held out, by path."""
+    levels, held_out = {}, {}
     for level in Level:
         curves: dict[str, CollectiveCurves] = {}
         for collective in Collective:
@@ -141,10 +158,10 @@ def _fit_levels(points: Sequence[FitPoint], base: ClusterProfile) -> tuple[dict[
             if own:
                 _refuse_few(path, own)
                 given = fit_collective(own, given.peer_seconds)
-                errors[path] = collective_error(given, own)
+                held_out[path] = collective_held_out(given, own)
             curves[str(collective)] = given
         levels[level] = LevelCurves(**curves)
-    return levels, errors
+    return levels, held_out
 
 
 def _refuse_few(path: str, points: Sequence[FitPoint]) -> None:
@@ -159,8 +176,9 @@ def _refuse_few(path: str, points: Sequence[FitPoint]) -> None:
 
 
 def _refuse_bad(
-    errors: dict[str, float], points: Sequence[FitPoint], levels: dict[Level, LevelCurves], allowed: float
+    held_out: Mapping[str, HeldOut], points: Sequence[FitPoint], levels: dict[Level, LevelCurves], allowed: float
 ) -> None:
+    errors = {path: one.mean_error_fraction for path, one in held_out.items()}
     path = max(errors, key=lambda one: errors[one])
     if errors[path] <= allowed:
         return

@@ -2,9 +2,19 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from ultramem_megatron.planning.calibration.robust import smooth_rising, theil_sen
-from ultramem_megatron.planning.profile import CollectiveCurves, Curve, FitPoint, RowEfficiency
+import numpy as np
+
+from ultramem_megatron.planning.calibration.robust import pool_falling, smooth_rising, theil_sen
+from ultramem_megatron.planning.profile import (
+    INTERVAL_SHARE,
+    CollectiveCurves,
+    Curve,
+    FitPoint,
+    NewMemory,
+    RowEfficiency,
+)
 from ultramem_megatron.planning.validation.ranking import mean_error_fraction
 
 TAIL_POINTS = 4
@@ -42,11 +52,31 @@ def _tail_rate(knots: Sequence[tuple[float, float]]) -> float:
     return 1 / slope if slope > 0 else size / time
 
 
-def collective_error(curves: CollectiveCurves, points: Sequence[FitPoint]) -> float:
-    """Mean error over the points held out."""
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """What a fit says of the points that it never saw, and what they are."""
+
+    fitted: list[float]
+    measured: list[float]
+
+    @property
+    def mean_error_fraction(self) -> float:
+        """Mean absolute error, of the measured."""
+        return mean_error_fraction(self.fitted, self.measured)
+
+    @property
+    def interval_fraction(self) -> float:
+        """The error, of the fitted, that ``INTERVAL_SHARE`` of the points stay below."""
+        errors = np.abs(np.asarray(self.measured) / np.asarray(self.fitted) - 1)
+        # with few points a share of them says little: the next larger error, not one between two
+        return float(np.quantile(errors, INTERVAL_SHARE, method="higher"))
+
+
+def collective_held_out(curves: CollectiveCurves, points: Sequence[FitPoint]) -> HeldOut:
+    """Of one collective."""
     held_out = [point for point in points if point.held_out]
-    predicted = [curves.seconds(point.num_bytes, point.ranks) for point in held_out]
-    return mean_error_fraction(predicted, [point.seconds for point in held_out])
+    fitted = [curves.seconds(point.num_bytes, point.ranks) for point in held_out]
+    return HeldOut(fitted, [point.seconds for point in held_out])
 
 
 def fit_rows(points: Sequence[FitPoint], memory_bytes_per_second: float) -> RowEfficiency:
@@ -64,11 +94,20 @@ def fit_rows(points: Sequence[FitPoint], memory_bytes_per_second: float) -> RowE
     return RowEfficiency(knots=tuple((width, min(1.0, fraction)) for width, fraction in rates))
 
 
-def rows_error(efficiency: RowEfficiency, points: Sequence[FitPoint], memory_bytes_per_second: float) -> float:
-    """Mean error over the points held out."""
+def rows_held_out(efficiency: RowEfficiency, points: Sequence[FitPoint], memory_bytes_per_second: float) -> HeldOut:
+    """Of rows read or added to at random."""
     held_out = [point for point in points if point.held_out]
-    predicted = [p.num_bytes / efficiency.fraction(p.num_bytes) / memory_bytes_per_second for p in held_out]
-    return mean_error_fraction(predicted, [point.seconds for point in held_out])
+    fitted = [p.num_bytes / efficiency.fraction(p.num_bytes) / memory_bytes_per_second for p in held_out]
+    return HeldOut(fitted, [point.seconds for point in held_out])
+
+
+def fit_new_memory(points: Sequence[FitPoint]) -> NewMemory | None:
+    """A curve that never falls through the medians; None without points."""
+    if not points:
+        return None
+    ordered = sorted(points, key=lambda point: point.num_bytes)
+    seconds = pool_falling(np.array([point.seconds for point in ordered])).tolist()
+    return NewMemory(knots=tuple(zip([point.num_bytes for point in ordered], seconds, strict=True)))
 
 
 def worst_ratio(curves: CollectiveCurves, points: Sequence[FitPoint]) -> FitPoint:

@@ -71,12 +71,11 @@ def smooth_rising(num_bytes: Sequence[float], seconds: Sequence[float]) -> Numbe
 
 
 def _medians_of_three(y: Numbers) -> Numbers:
-    """At the ends by Tukey's rule: the median of the end, its neighbour's median, and the line through the next two."""
+    """At the first by Tukey's rule: the median of it, its neighbour's median, and the line through the next two. The
+    last stays: there curves bend upwards, and what is taken for a spike is the price of large messages."""
     inner = np.median(np.stack([y[:-2], y[1:-1], y[2:]]), axis=0)
-    ends = []
-    for end, near in ((y[0], inner[:2]), (y[-1], inner[::-1][:2])):
-        ends.append([np.median([end, near[0], 3 * near[0] - 2 * near[-1]])])
-    return np.concatenate([ends[0], inner, ends[1]])
+    first = np.median([y[0], inner[0], 3 * inner[0] - 2 * inner[:2][-1]])
+    return np.concatenate([[first], inner, y[-1:]])
 
 
 def pool_falling(y: Numbers) -> Numbers:

@@ -7,7 +7,8 @@ from ultramem_megatron.planning.profile import Collective
 from ultramem_megatron.units import KIB, MIB
 
 FIT_EVERY = 2
-"""Of the message sizes each second one is fitted, the others tell the error of the fit."""
+"""Of the sizes each second one is fitted, and the largest, beyond which a curve is only guessed; the others tell the
+error of the fit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,8 +33,15 @@ class Schedule:
     batch_bytes: int
     """Read from it at a time; of narrow rows no more than ``MOST_ROWS``."""
 
+    new_bytes: tuple[int, ...]
+    """Of results that are written to new memory, and to memory in use; none where an allocator keeps its memory."""
+
     repeats: int
     warmups: int
+
+    stretch_seconds: float
+    """What is shorter is done several times in a row and timed as one. Processes that share cores take turns of some
+    milliseconds: timed alone, something shorter would have a core to itself, and seem twice as fast as in a lookup."""
 
     seconds_each: float
     """After which a measurement is cut short, with no fewer than ``MIN_REPEATS``."""
@@ -45,7 +53,7 @@ MOST_ROWS = 2**15
 
 def make_schedule(*, on_gpu: bool, quick: bool) -> Schedule:
     """The full one takes up to five minutes, the quick one some seconds on few ranks and is good for a trial only."""
-    largest = (512 if on_gpu else 32) * MIB
+    largest = (512 if on_gpu else 64) * MIB
     sizes = _doubling(256 if quick else KIB, 64 * KIB if quick else largest, 4 if quick else 2)
     return Schedule(
         message_bytes=sizes,
@@ -54,8 +62,11 @@ def make_schedule(*, on_gpu: bool, quick: bool) -> Schedule:
         product_sides=(128,) if quick else ((4096, 8192) if on_gpu else (256, 512)),
         table_bytes=(2 * 1024 if on_gpu else 2 if quick else 32) * MIB,
         batch_bytes=(256 if on_gpu else 1 if quick else 8) * MIB,
+        # glibc asks the system for each block of 32 MiB and more, and gives it back when it is freed
+        new_bytes=() if on_gpu else tuple(size * MIB for size in ((31, 33) if quick else (8, 31, 33, 48, 64))),
         repeats=MIN_REPEATS if quick else 20,
         warmups=5 if on_gpu else 2,
+        stretch_seconds=0.002 if on_gpu or quick else 0.02,
         seconds_each=0.2 if quick else 1.0,
     )
 
@@ -68,8 +79,9 @@ def group_sizes(ranks_per_node: int, nodes: int) -> list[int]:
 
 
 def is_held_out(sizes: Sequence[int], num_bytes: int) -> bool:
-    """Whether a message size is kept from the fit."""
-    return sizes.index(num_bytes) % FIT_EVERY == 1
+    """Whether a size is kept from the fit."""
+    index = sizes.index(num_bytes)
+    return index % FIT_EVERY == 1 and index < len(sizes) - 1
 
 
 def network_bytes(collective: Collective, sent: float, ranks: int, per_node: int) -> float:

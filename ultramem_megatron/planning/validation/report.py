@@ -1,10 +1,9 @@
-"""The judgement as a table of at most 120 columns, and as a picture."""
+"""The judgement as a table of at most 120 columns."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from ultramem_megatron.errors import PlanError
-from ultramem_megatron.planning.profile import ClusterProfile
+from ultramem_megatron.planning.profile import INTERVAL_SHARE, ClusterProfile
+from ultramem_megatron.planning.validation.noise import noise_floor
 from ultramem_megatron.planning.validation.results import BenchResults
 from ultramem_megatron.planning.validation.validate import Score, group_by_shape
 
@@ -26,12 +25,26 @@ def table(scores: Sequence[Score], results: BenchResults, profiles: Sequence[Clu
     for first, *others in rows:
         cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
         lines.append("  ".join([first.ljust(widths[0]), *cells]))
-    return "\n".join([*lines, "", *_worst(scores[0]), "", *_EXPLANATION])
+    return "\n".join([*lines, "", *_worst(scores[0]), "", *_noise(results), *_EXPLANATION])
+
+
+def _noise(results: BenchResults) -> list[str]:
+    numbers = group_by_shape(results.measurements).values()
+    floor = noise_floor([[results.measurements[number] for number in one] for one in numbers])
+    if floor is None:
+        return []
+    return [
+        f"Noise: the best strategy of half of the repeats has a mean regret of {floor.mean_regret_fraction:.1%} in the "
+        f"other half, at worst",
+        f"{floor.worst_regret_fraction:.1%}; no model can be told to be better than that.",
+        "",
+    ]
 
 
 _EXPLANATION = (
     "Regret: how much longer the chosen strategy takes than the best one of the shape. Tau: Kendall's tau-b of all",
     "measurements; within: of the strategies of one shape, mean of the shapes. Error: mean, absolute, of the measured.",
+    f"In interval: of the measurements, where {INTERVAL_SHARE:.0%} are claimed.",
 )
 
 
@@ -54,46 +67,3 @@ def _worst(score: Score) -> list[str]:
     for choice in wrong[:WORST_SHOWN]:
         lines.append(f"  {choice.shape}: {choice.chosen}, {choice.regret_fraction:.1%} longer than {choice.best}")
     return lines
-
-
-def draw(scores: Sequence[Score], results: BenchResults, path: Path) -> None:
-    """Predicted against measured seconds of the first predictor, and everyone's regrets.
-
-    Raises:
-        PlanError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib import colormaps
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise PlanError(
-            f"--plot {path} needs matplotlib; pip install 'ultramem-megatron[dev]', or leave it out"
-        ) from None
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    measured = [one.total.median for one in results.measurements]
-    names = sorted({str(one.partition) for one in results.measurements})
-    colours = dict(zip(names, colormaps["tab10"].colors, strict=False))  # type: ignore[attr-defined]
-    for name in names:
-        points = [
-            (seconds, cost)
-            for one, seconds, cost in zip(results.measurements, measured, scores[0].costs, strict=True)
-            if one.partition == name
-        ]
-        left.scatter(*zip(*points, strict=True), s=12, color=colours[name], label=name)
-    ends = [min([*measured, *scores[0].costs]), max([*measured, *scores[0].costs])]
-    left.plot(ends, ends, color="grey", linewidth=0.8)
-    left.set(
-        xscale="log", yscale="log", xlabel="measured seconds", ylabel="predicted seconds", title=scores[0].predictor
-    )
-    left.legend(fontsize="small")
-    for score in scores:
-        regrets = sorted(choice.regret_fraction for choice in score.choices)
-        shares = [(number + 1) / len(regrets) for number in range(len(regrets))]
-        right.step(regrets, shares, where="post", label=score.predictor)
-    right.set(
-        xlabel="regret of the choice (fraction)", ylabel="share of the shapes", title="top-1 regret", ylim=(0, 1.02)
-    )
-    right.legend(fontsize="small")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)

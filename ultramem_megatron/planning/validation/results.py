@@ -101,6 +101,10 @@ class Measurement(_Record):
     forward: Seconds
     backward: Seconds
     total: Seconds
+    halves: tuple[float, float] | None = None
+    """Median of ``total`` over the odd repeats, and over the even ones: by as much do two measurements differ, made at
+    the same time. Absent from older files, and of one repeat."""
+
     phases: dict[str, Seconds]
     """``dispatch``, ``lookup`` and ``combine`` of the forward pass. Of each the slowest rank counts, so they may
     sum to more than ``forward``."""

@@ -1,0 +1,37 @@
+"""Room kept in a run folder, so that why a job ended can be written there even when its disk or quota is full."""
+
+import os
+from pathlib import Path
+
+from ultramem_megatron.checkpoint.disk import names_full_disk
+
+RESERVE_BYTES = 256 << 10
+"""For the last words of a job: status file, list of starts, a line of the log."""
+PROBE = ".probe"
+
+
+def keep_reserve(file: Path) -> None:
+    """Take the room, if it is not taken yet.
+
+    Raises:
+        OSError: There is none.
+    """
+    if file.is_file() and file.stat().st_size == RESERVE_BYTES:
+        return
+    try:
+        file.write_bytes(os.urandom(RESERVE_BYTES))  # no zeros: a file system may store none
+    except OSError:
+        file.unlink(missing_ok=True)
+        raise
+
+
+def is_full(folder: Path) -> bool:
+    """Whether nothing can be written there any more. Tried, for a quota is not seen otherwise."""
+    probe = folder / PROBE
+    try:
+        probe.write_bytes(os.urandom(RESERVE_BYTES))
+    except OSError as error:
+        return names_full_disk(str(error))
+    finally:
+        probe.unlink(missing_ok=True)
+    return False
