@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import metadata
 
 from ultramem_megatron.checkpoint.stored import Chunk, ChunkReader, Record, read_stored
 from ultramem_megatron.checkpoint.torch_pickle import with_state
@@ -44,6 +45,19 @@ def test_sizes_and_kinds(write_model: WriteModel) -> None:
 
 
 MOMENTS = ["optimizer.state.exp_avg.memory.layers.0.table.weight"]
+
+
+@pytest.mark.parametrize("by", ["name", "value"])
+def test_enums_of_any_python(write_model: WriteModel, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    """Up to Python 3.11.3 an enum's member is pickled by its name, later by its value."""
+    reduce = {
+        "name": lambda member, protocol: (getattr, (type(member), member.name)),
+        "value": lambda member, protocol: (type(member), (member.value,)),
+    }
+    monkeypatch.setattr(metadata._MEM_FORMAT_ENCODING, "__reduce_ex__", reduce[by])
+    folder = write_model(row_cuts=(12,))
+    assert (b"getattr" in (folder / ".metadata").read_bytes()) == (by == "name")
+    assert read_stored(folder).tensors["decoder.norm"].shape == (8,)
 
 
 class Harmful:
