@@ -9,12 +9,14 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
 
 from ultramem_megatron.config.run import RunConfig
+from ultramem_megatron.parallel.partition.base import Picks
 from ultramem_megatron.testing.distributed import run_distributed
 from ultramem_megatron.testing.tiny import tiny_config
 
@@ -180,11 +182,15 @@ def train(config: RunConfig, run_dir: Path, stop_after: int = 0) -> dict[int, li
         if number == 1:
             layer.begin_step()
             mirror(layer)
-        watch = layer.addresses.register_forward_hook(
-            lambda _module, _slots, found: picked.setdefault(number, []).append(found[0].detach().clone())
-        )
-        result = step(state, micro_batches)
-        watch.remove()
+        retrieve = layer.retrieve
+
+        def watched_retrieve(x_sbD: Tensor) -> Picks:
+            picks = retrieve(x_sbD)
+            picked.setdefault(number, []).append(picks.rows_TK.clone())
+            return picks
+
+        with mock.patch.object(layer, "retrieve", watched_retrieve):
+            result = step(state, micro_batches)
         if number == stop_after:
             os.kill(os.getpid(), signal.SIGTERM)
         return result
