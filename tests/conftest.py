@@ -38,7 +38,10 @@ MEGATRON_MODULES = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked ``gpu`` where no CUDA device is usable."""
+    """Jobs on Slurm first; skip tests marked ``gpu`` where no CUDA device is usable."""
+    # they mostly wait, so other workers have the machine meanwhile; and the first tests all go to one worker of
+    # pytest-xdist, so that there is one cluster
+    items.sort(key=lambda item: "slurm" not in item.path.parent.name)
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device, and torch.cuda.is_available() is False here")
