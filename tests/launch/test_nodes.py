@@ -84,7 +84,8 @@ def test_the_table_of_nvidia_smi() -> None:
     ("speeds", "expected", "slow"),
     [
         ({"a": 10e9, "b": 9e9, "c": 2e9}, 0.0, {"c": "all-reduce at 2.00 GB/s, 9.00 of the median node"}),
-        ({"a": 10e9, "b": 9e9}, 0.0, {}),
+        ({"a": 10e9, "b": 9e9, "c": 8e9}, 0.0, {}),
+        ({"a": 10e9, "b": 2e9}, 0.0, {}),
         ({"a": 10e9, "b": 9e9}, 200e9, {"a", "b"}),
         ({"a": 150e9, "b": 139e9}, 200e9, {"b": "all-reduce at 139.00 GB/s, 200.00 that the site expects"}),
     ],

@@ -26,6 +26,8 @@ GPU_FIELDS = ("index", "name", "driver_version", "ecc.errors.uncorrected.volatil
 PROBE_SECONDS = 60.0
 SLOW_FRACTION = 0.7
 """Of what is expected, or of the median of all nodes: below it a node is slow."""
+LEAST_NODES_FOR_A_MEDIAN = 3
+"""Of two nodes nobody can tell which is the odd one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,9 +190,11 @@ def save_speeds(folder: Path, speeds: Speeds) -> None:
 
 
 def slow_nodes(speeds: Speeds) -> dict[str, str]:
-    """Nodes far below what the site expects or, where it says nothing, below the others."""
+    """Nodes far below what the site expects or, where it says nothing, below the others if there are enough of them."""
     found = speeds.node_bytes_per_second
-    usual = speeds.expected_bytes_per_second or median(found.values())
+    usual = speeds.expected_bytes_per_second
+    if not usual and len(found) >= LEAST_NODES_FOR_A_MEDIAN:
+        usual = median(found.values())
     whose = "that the site expects" if speeds.expected_bytes_per_second else "of the median node"
     return {
         node: f"all-reduce at {speed / 1e9:.2f} GB/s, {usual / 1e9:.2f} {whose}"
