@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ultramem_megatron.errors import LaunchError
+from ultramem_launch.plotting import new_figure, save_figure
 
 RED_BLUE_LIMIT = 10.0
 """Ratios beyond this all have the same colour."""
@@ -21,18 +21,11 @@ def draw(numbers: Any, path: Path) -> None:
     Raises:
         LaunchError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise LaunchError(
-            f"--figure9 {path} needs matplotlib; pip install 'ultramem-megatron[dev]', or leave it out"
-        ) from None
-    figure = Figure(figsize=(12, 5), layout="constrained")
+    figure = new_figure("--figure9", path, (12, 5))
     left, right = figure.subplots(1, 2)
     _curves(left, numbers["break_even_value_dim"])
     _map(figure, right, numbers["time_map"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, 120)
 
 
 def _curves(axes: Any, widths: dict[str, dict[str, float | None]]) -> None:

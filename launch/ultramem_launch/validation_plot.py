@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ultramem_megatron.errors import LaunchError
+from ultramem_launch.plotting import new_figure, save_figure
 from ultramem_megatron.planning.validation.results import BenchResults
 from ultramem_megatron.planning.validation.validate import Score
 
@@ -14,14 +14,9 @@ def draw(scores: Sequence[Score], results: BenchResults, path: Path) -> None:
     Raises:
         LaunchError: matplotlib is not installed.
     """
-    try:
-        from matplotlib import colormaps
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise LaunchError(
-            f"--plot {path} needs matplotlib; pip install 'ultramem-megatron[dev]', or leave it out"
-        ) from None
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    figure = new_figure("--plot", path, (11, 4.6))
+    from matplotlib import colormaps
+
     left, right = figure.subplots(1, 2)
     measured = [one.total.median for one in results.measurements]
     names = sorted({str(one.partition) for one in results.measurements})
@@ -47,5 +42,4 @@ def draw(scores: Sequence[Score], results: BenchResults, path: Path) -> None:
         xlabel="regret of the choice (fraction)", ylabel="share of the shapes", title="top-1 regret", ylim=(0, 1.02)
     )
     right.legend(fontsize="small")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, 130)
