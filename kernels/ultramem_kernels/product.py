@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Letters: B matrices, T rows, I inputs, O outputs.
+# Letters: T rows, I inputs, O outputs.
 
 LEAST_PRODUCTS = 2**23
 """Multiplications below which MKL is as fast, since each call of oneDNN looks up its plan."""
@@ -32,13 +32,6 @@ def product(x_TI: Tensor, weight_OI: Tensor) -> Tensor:
     # of anything but a whole matrix or its transpose oneDNN's reference takes care, a thousand times as slowly
     x_TI, weight_OI = _whole(x_TI), _whole(weight_OI)
     return torch.ops.mkldnn._linear_pointwise.default(x_TI, weight_OI, None, "none", [], "")
-
-
-def products(x_BTI: Tensor, weight_BOI: Tensor) -> Tensor:
-    """``product`` of each pair of matrices, [B, T, O]."""
-    if not _for_onednn(x_BTI[0], weight_BOI[0]):
-        return x_BTI @ weight_BOI.transpose(1, 2)
-    return torch.stack([product(x_TI, weight_OI) for x_TI, weight_OI in zip(x_BTI, weight_BOI, strict=True)])
 
 
 def _for_onednn(x_TI: Tensor, weight_OI: Tensor) -> bool:

@@ -1,12 +1,13 @@
-"""The m largest of many numbers, on a CPU: exactly, and faster than ``torch.topk`` where m is few of many."""
-
-import math
+"""The m largest of many numbers, on a CPU: exactly, ties included, at the speed of NumPy's vectorised partition."""
 
 import torch
 from torch import Tensor
 
-# Letters: R rows, n numbers of a row, m kept, f found (one more, if there is), G groups, s numbers of a group,
-#          b groups with the best, c candidates.
+# Letters: R rows, n numbers of a row, m kept, p rows of a part.
+
+PART_ELEMENTS = 2**18
+"""Keys that are there at a time: 2 MiB stay in the cache."""
+PLACE_BITS = 32
 
 
 def top_m_reference(x_Rn: Tensor, m: int) -> Tensor:
@@ -14,45 +15,52 @@ def top_m_reference(x_Rn: Tensor, m: int) -> Tensor:
     return x_Rn.sort(dim=1, descending=True, stable=True).indices[:, :m]
 
 
-def top_m(x_Rn: Tensor, m: int, *, group_size: int | None = None) -> Tensor:
-    """int64 [R, m], the same places from the largest down; of equal numbers any may come first.
+def top_m(x_Rn: Tensor, m: int) -> Tensor:
+    """The same places.
 
-    The m largest numbers lie in the m groups of largest maxima, so that g-fold fewer numbers are ranked once, and then
-    those of m groups; m * g + n / g is least at g = sqrt(n / m). One more than m are found in this way: of rows where
-    that one, which is dropped, equals the least that is kept, the choice is made again by the rule for ties.
+    A number and its place become one integer key, the number's bits above and the place below, so that no two are
+    equal and nothing but integers need be parted: NumPy does so with the processor's widest vectors, several times as
+    fast on one core as ``torch.topk``, which moves pairs.
 
     Args:
-        x_Rn: Any numbers.
+        x_Rn: fp32; of another type (gradient checks) the reference takes care.
         m: 1 to n.
-        group_size: g, if the caller knows better; at most n / m.
     """
-    n = x_Rn.shape[1]
-    size = group_size or 2 ** max(0, round(math.log2(n / m) / 2))
-    found = min(m + 1, n)
-    if size == 1:
-        best = x_Rn.topk(found, dim=1, sorted=True)
-        places_Rf = best.indices
-    else:
-        places_Rc = _in_best_groups(x_Rn, found, size)
-        best = x_Rn.gather(1, places_Rc).topk(found, dim=1, sorted=True)
-        places_Rf = places_Rc.gather(1, best.indices)
-    chosen_Rm = places_Rf[:, :m]
-    if found > m:
-        tied = (best.values[:, m] == best.values[:, m - 1]).nonzero().squeeze(1)
-        chosen_Rm[tied] = top_m_reference(x_Rn[tied], m)
-    return chosen_Rm
-
-
-def _in_best_groups(x_Rn: Tensor, best: int, size: int) -> Tensor:
-    """Places of all numbers of the ``best`` groups with the largest maxima, and of those that are in no group.
-
-    Group i has the places i, i + n // size, i + 2 * (n // size), ...: neighbours are in different groups, so that
-    maxima are taken of whole vectors.
-    """
+    if x_Rn.dtype is not torch.float32:
+        return top_m_reference(x_Rn, m)
     rows, n = x_Rn.shape
-    groups = n // size
-    maxima_RG = x_Rn[:, : groups * size].unflatten(1, (size, groups)).amax(dim=1)
-    best_Rb = maxima_RG.topk(min(best, groups), dim=1, sorted=False).indices
-    of_groups_Rsb = best_Rb.unsqueeze(1) + torch.arange(size).unsqueeze(1) * groups
-    rest = torch.arange(groups * size, n).expand(rows, -1)
-    return torch.cat([of_groups_Rsb.flatten(1), rest], dim=1)
+    size = max(1, PART_ELEMENTS // n)
+    keys = _Keys(min(size, rows), n, m)
+    places_Rm = torch.empty(rows, m, dtype=torch.int64)
+    for part in (slice(start, start + size) for start in range(0, rows, size)):
+        x_pn = x_Rn[part].contiguous()
+        # the bits of positive numbers are in their order and above those of all others: mostly that is enough
+        best_pm = keys.largest(x_pn.view(torch.int32))
+        if (best_pm[:, 0] < 2**PLACE_BITS).any():
+            best_pm = keys.largest(_ordered_bits(x_pn))
+        torch.sub(n - 1, best_pm.bitwise_and_(2**PLACE_BITS - 1).flip(1), out=places_Rm[part])
+    return places_Rm
+
+
+class _Keys:
+    """Makes keys in the same memory each time: fresh pages would cost more than the choice."""
+
+    def __init__(self, most: int, n: int, m: int) -> None:
+        self.memory_pn = torch.empty(most, n, dtype=torch.int64)
+        self.below_n = torch.arange(n - 1, -1, -1)  # the larger, the smaller the place
+        self.first = n - m
+
+    def largest(self, bits_pn: Tensor) -> Tensor:
+        """int64 [p, m], in ascending order; gone with the next call."""
+        keys_pn = self.memory_pn[: bits_pn.shape[0]].copy_(bits_pn)
+        keys_pn.bitwise_left_shift_(PLACE_BITS).bitwise_or_(self.below_n)
+        keys_pn.numpy().partition(self.first, axis=1)
+        best_pm = keys_pn[:, self.first :]
+        best_pm.numpy().sort(axis=1)
+        return best_pm
+
+
+def _ordered_bits(x: Tensor) -> Tensor:
+    """int32 that are ordered as the fp32 numbers: of negative ones the bits but the sign are turned over."""
+    bits = (x + 0.0).view(torch.int32)  # -0 becomes 0, which it equals
+    return bits.bitwise_xor_((bits >> 31).bitwise_and_(2**31 - 1))

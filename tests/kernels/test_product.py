@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ultramem_kernels.product import LEAST_PRODUCTS, linear, product, products
+from ultramem_kernels.product import LEAST_PRODUCTS, linear, product
 
 ROWS, INPUTS, OUTPUTS = 250, 130, 270
 """Enough for oneDNN, and multiples of nothing."""
@@ -47,13 +47,6 @@ def test_only_the_gradients_that_are_needed_are_computed() -> None:
     x, weight = torch.randn(ROWS, INPUTS), torch.randn(OUTPUTS, INPUTS, requires_grad=True)
     linear(x, weight).sum().backward()
     assert weight.grad is not None and x.grad is None
-
-
-@pytest.mark.parametrize("rows", [0, 3, ROWS])
-def test_several_products_at_once(rows: int) -> None:
-    x, weight = torch.randn(rows, 3, INPUTS).transpose(0, 1), torch.randn(3, OUTPUTS, INPUTS)
-    expected = torch.einsum("bti,boi->bto", x.double(), weight.double())
-    torch.testing.assert_close(products(x, weight).double(), expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ultramem_kernels import selection
 from ultramem_kernels.arguments import ArgumentError
 from ultramem_kernels.candidates import best_candidates, best_candidates_reference
 from ultramem_kernels.grid_top_m import grid_top_m, grid_top_m_reference
@@ -23,9 +24,22 @@ def test_top_m_is_that_of_a_stable_sort(rows: int, n: int, share: float, levels:
     """With one level all numbers are equal."""
     m = max(1, round(share**3 * n))
     x = torch.randint(levels, (rows, n), generator=torch.Generator().manual_seed(seed)).float() - levels / 2
-    found, expected = top_m(x, m), top_m_reference(x, m)
-    assert torch.equal(found.sort(dim=1).values, expected.sort(dim=1).values)
-    assert torch.equal(x.gather(1, found), x.gather(1, expected)), "from the largest down"
+    assert torch.equal(top_m(x, m), top_m_reference(x, m))
+
+
+def test_top_m_of_numbers_with_a_rule_of_their_own() -> None:
+    least = 2.0**-149
+    x = torch.tensor([[0.0, -0.0, least, -least, torch.inf, -torch.inf, -0.0, 1.0, torch.nan]])
+    for m in range(1, 10):
+        assert torch.equal(top_m(x, m), top_m_reference(x, m))
+
+
+def test_top_m_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "PART_ELEMENTS", 64)
+    x = torch.randn(7, 30, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(top_m(x, 5), top_m_reference(x, 5))
+    assert torch.equal(top_m(x.t(), 3), top_m_reference(x.t(), 3)), "rows that do not lie together"
+    assert torch.equal(top_m(x.double(), 5), top_m_reference(x.double(), 5))
 
 
 @pytest.mark.parametrize(("side", "m"), [(5, 5), (150, 13), (257, 1)])

@@ -1,7 +1,6 @@
 """The layers of this checkout of the repository and of another one, in processes of their own that take turns."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +14,10 @@ HERE = Path(__file__).resolve().parents[2]
 class OtherProcess:
     """One checkout's layer."""
 
-    def __init__(self, checkout: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, checkout: Path, settings: dict[str, Any], environment: dict[str, str]) -> None:
         self.checkout = checkout
         command = [sys.executable, str(Path(__file__).with_name("one_layer.py")), str(checkout), json.dumps(settings)]
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        environment = {name: value for name, value in environment.items() if name != "PYTHONPATH"}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=checkout
         )
@@ -44,16 +43,23 @@ class OtherProcess:
 
 
 def passes_in_turns(
-    other: Path, settings: dict[str, Any], untimed: int, repeats: int
+    other: Path, settings: dict[str, Any], environment: dict[str, str], untimed: int, repeats: int
 ) -> tuple[dict[str, list[list[float]]], list[str]]:
-    """Seconds of forward and backward of this checkout and of ``other``, and where they compute different things."""
+    """Seconds of forward and backward of this checkout and of ``other``, and where they compute different things.
+
+    A turn is one pass untimed and one timed: at first the threads of the other process still spin, and its data are in
+    the caches, whereas in training the blocks around a layer are of the same process.
+    """
     layers = {
-        "ultramem_megatron": OtherProcess(HERE, settings),
-        f"checkout {other.name}": OtherProcess(other, settings),
+        "ultramem_megatron": OtherProcess(HERE, settings, environment),
+        f"checkout {other.name}": OtherProcess(other, settings, environment),
     }
     seconds: dict[str, list[list[float]]] = {name: [] for name in layers}
     for repeat in range(untimed + repeats):
-        answers = {name: layer.one_pass() for name, layer in layers.items()}
+        answers = {}
+        for name, layer in layers.items():
+            layer.one_pass()
+            answers[name] = layer.one_pass()
         if repeat >= untimed:
             for name, answer in answers.items():
                 seconds[name].append([answer["forward"], answer["backward"]])

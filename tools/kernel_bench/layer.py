@@ -3,6 +3,7 @@
 import argparse
 import gc
 import importlib.util
+import os
 import platform
 import statistics
 import tempfile
@@ -42,7 +43,7 @@ class Contender:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """All contenders, in turns."""
-    torch.set_num_threads(arguments.threads)
+    environment = dict(os.environ)  # as the user has set it: a process of ours adds to it as it starts
     tokens = (arguments.tokens or [DEFAULT_TOKENS])[0]
     config = config_of(arguments.side, tokens)
     with tempfile.TemporaryDirectory(prefix="ultramem-") as folder:
@@ -51,6 +52,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         start_process(
             ProcessPlace(rank=0, world_size=1, local_rank=0, local_world_size=1, rendezvous=f"file://{folder}/store")
         )
+        torch.set_num_threads(arguments.threads)  # now, for a process shares the cores out as it starts
         layer = build(config)
         x_sbD = torch.randn(tokens, 1, HIDDEN, generator=torch.Generator().manual_seed(1)).requires_grad_()
         cotangent_sbD = torch.randn(tokens, 1, HIDDEN, generator=torch.Generator().manual_seed(2))
@@ -62,12 +64,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         dist.destroy_process_group()
     timed = {"layers": rows_of(seconds), "lookups": rows_of(lookup_seconds)}
     if arguments.against_checkout:
-        timed["checkouts"], differences = against_checkout(arguments, tokens)
+        timed["checkouts"], differences = against_checkout(arguments, tokens, environment)
         problems += differences
     return report_of(arguments, config, tokens, timed, problems, left_out)
 
 
-def against_checkout(arguments: argparse.Namespace, tokens: int) -> tuple[list[dict[str, Any]], list[str]]:
+def against_checkout(
+    arguments: argparse.Namespace, tokens: int, environment: dict[str, str]
+) -> tuple[list[dict[str, Any]], list[str]]:
     """This checkout's layer and another's. Each Tucker rank has a part of the query to itself, for the first
     checkouts know nothing else, and a key as wide as in ``config_of``."""
     sections = sections_of(arguments.side, tokens)
@@ -75,7 +79,7 @@ def against_checkout(arguments: argparse.Namespace, tokens: int) -> tuple[list[d
     del sections["memory"]["key_layout"]
     settings = {"sections": sections, "tokens": tokens, "hidden": HIDDEN, "threads": arguments.threads}
     seconds, problems = passes_in_turns(
-        arguments.against_checkout.resolve(), settings, UNTIMED_REPEATS, arguments.repeats
+        arguments.against_checkout.resolve(), settings, environment, UNTIMED_REPEATS, arguments.repeats
     )
     return rows_of(seconds), problems
 

@@ -40,7 +40,6 @@ def main() -> None:
     """Build the layer, then answer until the input ends."""
     checkout, settings = sys.argv[1], json.loads(sys.argv[2])
     sys.path[:0] = [f"{checkout}/{folder}" for folder in ("", "kernels", "launch")]
-    torch.set_num_threads(settings["threads"])
     answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
     with tempfile.TemporaryDirectory(prefix="ultramem-") as folder:
         from ultramem_megatron.parallel.process import ProcessPlace, start_process
@@ -48,6 +47,7 @@ def main() -> None:
         start_process(
             ProcessPlace(rank=0, world_size=1, local_rank=0, local_world_size=1, rendezvous=f"file://{folder}/store")
         )
+        torch.set_num_threads(settings["threads"])  # now, for a process shares the cores out as it starts
         layer = build(settings["sections"])
         shape = (settings["tokens"], 1, settings["hidden"])
         x_sbD = torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_()

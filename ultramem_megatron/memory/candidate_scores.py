@@ -3,16 +3,15 @@
 import torch
 from torch import Tensor
 
-from ultramem_kernels.candidates import best_candidates
+from ultramem_kernels.candidates import best_candidates, best_of_components
 from ultramem_kernels.pool import pool, pool_groups
-from ultramem_kernels.product import products
+from ultramem_kernels.product import LEAST_PRODUCTS, product
 
 # Letters: T tokens, B = H heads x 2 sides, S keys of a side, r components of a score, d channels of a component's key,
 #          c candidates kept.
 
 PART_ELEMENTS = 2**20
-"""Scores that are there at a time on a CPU, 4 MiB in fp32, which stay in its cache. On a GPU all are: its launches cost
-more than memory."""
+"""Scores that are there at a time on a CPU, 4 MiB in fp32. On a GPU all are: its launches cost more than memory."""
 
 
 def best_scores(
@@ -39,16 +38,9 @@ class _BestScores(torch.autograd.Function):
     def forward(
         ctx, queries_TBrd: Tensor, keys_BSrd: Tensor, direction_Br: Tensor, candidates: int
     ) -> tuple[Tensor, Tensor]:
-        tokens, batches, ranks, _ = queries_TBrd.shape
+        find = _find_at_once if queries_TBrd.is_cuda or _are_few(queries_TBrd, keys_BSrd) else _find_part_by_part
         queries_BrTd, keys_BrSd = queries_TBrd.permute(1, 2, 0, 3), keys_BSrd.permute(0, 2, 1, 3)
-        index_TBc = torch.empty((tokens, batches, candidates), dtype=torch.int64, device=queries_TBrd.device)
-        best_TBrc = queries_TBrd.new_empty((tokens, batches, ranks, candidates))
-        for some, part in _parts(queries_TBrd, keys_BSrd):
-            scores_BrTS = _scores(queries_BrTd[some, :, part], keys_BrSd[some])
-            index_BTc = best_candidates(scores_BrTS, direction_Br[some], candidates)
-            index_TBc[part, some] = index_BTc.transpose(0, 1)
-            best_BrTc = scores_BrTS.gather(3, index_BTc.unsqueeze(1).expand(-1, ranks, -1, -1))
-            best_TBrc[part, some] = best_BrTc.permute(2, 0, 1, 3)
+        index_TBc, best_TBrc = find(queries_BrTd, keys_BrSd, direction_Br, candidates)
         ctx.save_for_backward(queries_TBrd, keys_BSrd, index_TBc)
         ctx.mark_non_differentiable(index_TBc)
         return index_TBc, best_TBrc
@@ -67,27 +59,42 @@ class _BestScores(torch.autograd.Function):
             one_block_Gc = torch.zeros_like(row_Gc, dtype=torch.uint8)
             queries_grad = pool(keys, row_Gc, one_block_Gc, weight_rGc, 1).view(queries_TBrd.shape)
         if ctx.needs_input_grad[1]:
-            sorted_A, order_A = row_Gc.reshape(-1).sort(stable=True)
+            sorted_A, order_A = row_Gc.reshape(-1).int().sort(stable=True)
             queries = queries_TBrd.reshape(tokens * batches, ranks * width)
             weight_rA = weight_rGc.flatten(1).index_select(1, order_A)
-            keys_grad = pool_groups(queries, order_A // candidates, sorted_A, weight_rA, batches * side)
+            keys_grad = pool_groups(queries, order_A // candidates, sorted_A.long(), weight_rA, batches * side)
             keys_grad = keys_grad.view(keys_BSrd.shape)
         return queries_grad, keys_grad, None, None
 
 
-def _scores(queries_BrTd: Tensor, keys_BrSd: Tensor) -> Tensor:
-    """[B, r, T, S]."""
-    if queries_BrTd.is_cuda:
-        return queries_BrTd @ keys_BrSd.transpose(2, 3)
-    return products(queries_BrTd.flatten(0, 1), keys_BrSd.flatten(0, 1)).unflatten(0, queries_BrTd.shape[:2])
+def _are_few(queries_TBrd: Tensor, keys_BSrd: Tensor) -> bool:
+    """Whether the products of single batches are so small that one of all is faster."""
+    return queries_TBrd[:, 0, 0].numel() * keys_BSrd.shape[1] < LEAST_PRODUCTS
 
 
-def _parts(queries_TBrd: Tensor, keys_BSrd: Tensor) -> list[tuple[slice, slice]]:
-    """Batches and tokens whose scores are there at a time: all batches of few tokens, or one batch of some."""
-    tokens, batches, ranks, _ = queries_TBrd.shape
-    of_token = ranks * keys_BSrd.shape[1]
-    if queries_TBrd.is_cuda or batches * tokens * of_token <= PART_ELEMENTS:
-        return [(slice(batches), slice(tokens))]
-    size = max(1, PART_ELEMENTS // of_token)
-    starts = range(0, tokens, size)
-    return [(slice(batch, batch + 1), slice(start, start + size)) for batch in range(batches) for start in starts]
+def _find_at_once(
+    queries_BrTd: Tensor, keys_BrSd: Tensor, direction_Br: Tensor, candidates: int
+) -> tuple[Tensor, Tensor]:
+    """index_TBc and best_TBrc."""
+    scores_BrTS = queries_BrTd @ keys_BrSd.transpose(2, 3)
+    index_BTc = best_candidates(scores_BrTS, direction_Br, candidates)
+    best_BrTc = scores_BrTS.gather(3, index_BTc.unsqueeze(1).expand(-1, scores_BrTS.shape[1], -1, -1))
+    return index_BTc.transpose(0, 1).contiguous(), best_BrTc.permute(2, 0, 1, 3).contiguous()
+
+
+def _find_part_by_part(
+    queries_BrTd: Tensor, keys_BrSd: Tensor, direction_Br: Tensor, candidates: int
+) -> tuple[Tensor, Tensor]:
+    """The same of one batch and some tokens at a time, each component's scores where its product has left them."""
+    batches, ranks, tokens, _ = queries_BrTd.shape
+    index_TBc = torch.empty((tokens, batches, candidates), dtype=torch.int64)
+    best_TBrc = queries_BrTd.new_empty((tokens, batches, ranks, candidates))
+    size = max(1, PART_ELEMENTS // (ranks * keys_BrSd.shape[2]))
+    for batch in range(batches):
+        for part in (slice(start, start + size) for start in range(0, tokens, size)):
+            scores = [product(queries_BrTd[batch, rank, part], keys_BrSd[batch, rank]) for rank in range(ranks)]
+            index_Tc = best_of_components(scores, direction_Br[batch], candidates)
+            index_TBc[part, batch] = index_Tc
+            for rank, scores_TS in enumerate(scores):
+                best_TBrc[part, batch, rank] = scores_TS.gather(1, index_Tc)
+    return index_TBc, best_TBrc

@@ -164,6 +164,9 @@ def _use_cpu(place: ProcessPlace) -> torch.device:
     here = place.local_world_size == place.world_size or place.rendezvous.startswith("tcp://127.")
     if here and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: nothing listens beyond it
+    # PyTorch asks with its first tensor whether those of 2 MiB and more may lie in huge pages: rows of a table are far
+    # apart, and what a step allocates is there with a 500th of the page faults
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     return torch.device("cpu")
 
 

@@ -2,5 +2,6 @@
 
 from ultramem_kernels.candidates.op import best_candidates
 from ultramem_kernels.candidates.reference import best_candidates_reference
+from ultramem_kernels.candidates.torch_path import best_of_components
 
-__all__ = ["best_candidates", "best_candidates_reference"]
+__all__ = ["best_candidates", "best_candidates_reference", "best_of_components"]

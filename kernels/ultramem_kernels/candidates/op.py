@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ultramem_kernels import arguments
-from ultramem_kernels.selection import top_m
+from ultramem_kernels.candidates.torch_path import best_of_components
 from ultramem_kernels.triton_kernels import triton_kernels
 
 # Letters: as in reference.py.
@@ -40,15 +40,12 @@ def best_candidates(scores_BrTS: Tensor, direction_Br: Tensor, m: int) -> Tensor
 
 @torch.library.custom_op("ultramem::best_candidates", mutates_args=(), device_types="cpu")
 def _best_candidates(scores_BrTS: Tensor, direction_Br: Tensor, m: int) -> Tensor:
-    batches, components, tokens, side = scores_BrTS.shape
+    batches, _, tokens, side = scores_BrTS.shape
     found = scores_BrTS.new_empty((batches, tokens, m), dtype=torch.int64)
     size = max(1, PART_ELEMENTS // side)
     for batch in range(batches):
         for part in (slice(start, start + size) for start in range(0, tokens, size)):
-            projected_TS = scores_BrTS[batch, 0, part] * direction_Br[batch, 0]
-            for component in range(1, components):
-                projected_TS.addcmul_(scores_BrTS[batch, component, part], direction_Br[batch, component])
-            found[batch, part] = top_m(projected_TS, m)
+            found[batch, part] = best_of_components(scores_BrTS[batch, :, part].unbind(0), direction_Br[batch], m)
     return found
 
 

@@ -11,7 +11,6 @@ from ultramem_kernels.triton_kernels import triton_kernels
 
 PART_ELEMENTS = 2**20
 """Scores of the grid that are there at a time on a CPU: 4 MiB in fp32 stay in its cache."""
-SMALL_GRID = 2048
 
 
 def grid_top_m(rows_THrc: Tensor, columns_THrc: Tensor, core_Hrr: Tensor, m: int) -> Tensor:
@@ -56,10 +55,7 @@ def _grid_top_m(rows_THrc: Tensor, columns_THrc: Tensor, core_Hrr: Tensor, m: in
             grid_Tcc = left_Tcr[part, :, 0, None] * columns_Trc[:, 0, None]
             for component in range(1, components):
                 grid_Tcc.addcmul_(left_Tcr[part, :, component, None], columns_Trc[:, component, None])
-            # candidates that come from the best down make a grid that is nearly in order: a small one is selected from
-            # faster as it is than by groups
-            group_size = 1 if candidates**2 <= SMALL_GRID else None
-            found_THm[part, head] = top_m(grid_Tcc.flatten(1), m, group_size=group_size)
+            found_THm[part, head] = top_m(grid_Tcc.flatten(1), m)
     return found_THm
 
 

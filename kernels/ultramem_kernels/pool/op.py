@@ -197,8 +197,8 @@ def _pool(table_NV: Tensor, rows_TK: Tensor, blocks_TK: Tensor, scores_hTK: Tens
     if num_blocks == 1:
         starts_G = torch.arange(tokens) * picks
     else:
-        group_A, order_A = group_of(blocks_TK, num_blocks).sort(stable=True)
-        starts_G = torch.searchsorted(group_A, torch.arange(tokens * num_blocks))
+        group_A, order_A = group_of(blocks_TK, num_blocks).int().sort(stable=True)
+        starts_G = torch.searchsorted(group_A, torch.arange(tokens * num_blocks, dtype=torch.int32))
         rows_A, scores_hA = rows_A[order_A], scores_hA.index_select(1, order_A)
     return torch_path.pool_sorted(table_NV, rows_A, starts_G, scores_hA).view(tokens, num_blocks, table_NV.shape[1])
 

@@ -16,6 +16,8 @@ from ultramem_kernels.precision import wide_type, widened
 PART_ELEMENTS = 2**19
 """Elements that are read at a time, 2 MiB in fp32: larger tensors leave the cache, and from 32 MiB on the C library
 returns their memory to the system each time, so that every page of the next is a fault."""
+BAG_ROWS = 64
+"""Of a bag that is summed for the cache alone: few enough that all threads have some."""
 
 
 def pool_sorted(table_NV: Tensor, rows_A: Tensor, starts_G: Tensor, scores_hA: Tensor) -> Tensor:
@@ -67,7 +69,8 @@ def backward(
     """Gradients of weighted sums, part by part: that of the table is added to ``table_grad_NV``, that of the scores
     is written into ``scores_grad_hA``.
 
-    Deterministic: ``index_add_`` adds one row after the other. The rows are read again, not kept since forward.
+    Deterministic: ``index_add_`` adds a row's picks one after the other. The rows are read again, not kept since
+    forward.
 
     Args:
         grad_GV: Of the sums.
@@ -78,20 +81,36 @@ def backward(
         table_grad_NV: To be added to, or None.
         scores_grad_hA: To be written, or None.
     """
-    rows_A = rows_A.long()  # what index_add_ converts to otherwise, one at a time
-    weights_Ah = widened(scores_hA).t().contiguous()
+    order_A = _order_for_threads(rows_A)
+    rows_A, group_A = rows_A[order_A].long(), group_A[order_A]
+    weights_Ah = widened(scores_hA).t()[order_A]
+    products_hA = weights_Ah.new_empty(scores_hA.shape)
     parts = _parts(rows_A, table_NV)
     largest = min(rows_A.shape[0], parts[0].stop) if parts else 0
     read, of_sums = _Rows(table_NV, largest), _Rows(grad_GV, largest)
     for part in parts:
         grad_aV = of_sums.fetch(group_A[part])
         if scores_grad_hA is not None:
+            _bring_to_cache(table_NV, rows_A[part])
             products_aV = read.fetch(rows_A[part]).mul_(grad_aV)
-            scores_grad_hA[:, part] = _by_core(products_aV, scores_hA).sum(dim=2).t()
+            products_hA[:, part] = _by_core(products_aV, scores_hA).sum(dim=2).t()
         if table_grad_NV is not None:
-            weighed_aV = _by_core(grad_aV, scores_hA).mul_(weights_Ah[part].unsqueeze(2)).flatten(1)
+            _by_core(grad_aV, scores_hA).mul_(weights_Ah[part].unsqueeze(2))
             _bring_to_cache(table_grad_NV, rows_A[part])
-            table_grad_NV.index_add_(0, rows_A[part], weighed_aV.to(table_grad_NV.dtype))
+            table_grad_NV.index_add_(0, rows_A[part], grad_aV.to(table_grad_NV.dtype))
+    if scores_grad_hA is not None:
+        scores_grad_hA.index_copy_(1, order_A, products_hA.to(scores_grad_hA.dtype))
+
+
+def _order_for_threads(rows_A: Tensor) -> Tensor:
+    """Places of the picks in ascending order of their rows if several threads work on them, else as they are.
+
+    ``index_add_`` hands each thread its own rows: where they come in order, these are the picks that the same thread
+    has fetched, and nothing goes from one core's cache to another's. Those of one row keep their order.
+    """
+    if torch.get_num_threads() == 1:
+        return torch.arange(rows_A.shape[0])
+    return rows_A.int().sort(stable=True).indices
 
 
 class _Rows:
@@ -104,13 +123,16 @@ class _Rows:
 
     def fetch(self, rows_a: Tensor) -> Tensor:
         """The rows in the type to compute in, to be written to as one likes; gone with the next call."""
-        _bring_to_cache(self.table_NV, rows_a)
         return widened(torch.index_select(self.table_NV, 0, rows_a, out=self.memory_aV[: rows_a.shape[0]]))
 
 
 def _bring_to_cache(table_NV: Tensor, rows_a: Tensor) -> None:
-    """Sums the rows in one bag, for nothing but to have them at hand: bags are fetched ahead, other reads are not."""
-    F.embedding_bag(rows_a, table_NV, rows_a.new_zeros(1), mode="sum")
+    """Sums the rows in bags, for nothing but to have them at hand: bags are fetched ahead, other reads are not.
+
+    Bags are shared out over the threads as the rows of the next operation are, so that a core finds its own.
+    """
+    starts = torch.arange(0, rows_a.shape[0], BAG_ROWS, dtype=rows_a.dtype)
+    F.embedding_bag(rows_a, table_NV.detach(), starts, mode="sum")
 
 
 def fetch_rows(table_NV: Tensor, rows_a: Tensor) -> Tensor:
