@@ -23,7 +23,8 @@ def top_m(x_Rn: Tensor, m: int) -> Tensor:
     fast on one core as ``torch.topk``, which moves pairs.
 
     Args:
-        x_Rn: fp32; of another type (gradient checks) the reference takes care.
+        x_Rn: fp32; of another type (gradient checks) the reference takes care. What is not a number counts by its
+            bits, as on GPUs: above all numbers, or below them if its sign is set.
         m: 1 to n.
     """
     if x_Rn.dtype is not torch.float32:
