@@ -53,6 +53,15 @@ def need_rows_together(name: str, table_NV: Tensor) -> None:
         )
 
 
+def need_table(name: str, table_NV: Tensor) -> None:
+    """Refuse what rows cannot be read from: another type than kernels have on its device, or rows that are torn."""
+    need_dtype(name, table_NV, FLOATS)
+    if table_NV.is_cuda:
+        need_dtype(f"{name} on a CUDA device", table_NV, (torch.bfloat16, torch.float32))
+    need_shape(name, table_NV, ("N", "V"))
+    need_rows_together(name, table_NV)
+
+
 def need_contiguous(name: str, tensor: Tensor) -> None:
     """Refuse a tensor whose elements do not lie one after the other."""
     if not tensor.is_contiguous():

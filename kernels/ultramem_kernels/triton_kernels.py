@@ -5,8 +5,8 @@ import importlib.util
 from typing import Any
 
 
-def triton_kernels(operation: str) -> Any:
-    """The module ``ultramem_kernels.<operation>.triton_kernel``.
+def triton_kernels(operation: str, module: str = "triton_kernel") -> Any:
+    """The module ``ultramem_kernels.<operation>.<module>``.
 
     Raises:
         ModuleNotFoundError: Triton is not installed. There is no slower way to take instead: who has a GPU should know.
@@ -17,4 +17,4 @@ def triton_kernels(operation: str) -> Any:
             "'triton>=3.6' (CUDA builds of torch bring it)",
             name="triton",
         )
-    return importlib.import_module(f"ultramem_kernels.{operation}.triton_kernel")
+    return importlib.import_module(f"ultramem_kernels.{operation}.{module}")

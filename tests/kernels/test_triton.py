@@ -53,7 +53,7 @@ def test_pool_groups() -> None:
 @pytest.mark.parametrize("wanted", ["both", "table", "scores"])
 def test_gradients(dtype: torch.dtype, wanted: str) -> None:
     """One row is in three chunks, one in exactly one, others are picked once or not at all."""
-    from ultramem_kernels.pool import triton_kernel
+    from ultramem_kernels.pool import triton_gradients
 
     rows = torch.cat([torch.full((2 * CHUNK_PICKS + 3,), 4), torch.full((CHUNK_PICKS,), 1), torch.tensor([0, 6, 8, 6])])
     rows = rows[torch.randperm(len(rows))].int()
@@ -68,7 +68,7 @@ def test_gradients(dtype: torch.dtype, wanted: str) -> None:
     )
     into = torch.full((9, width), 0.5) if wanted != "scores" else None
     scores_grad = torch.full((2, picks), torch.nan) if wanted != "table" else None
-    triton_kernel.backward(*inputs, into, scores_grad, make_plan(sort_picks(rows), 9) if wanted == "both" else None)
+    triton_gradients.backward(*inputs, into, scores_grad, make_plan(sort_picks(rows), 9) if wanted == "both" else None)
     expected_into, expected_scores = torch.full((9, width), 0.5).double(), torch.empty(2, picks).double()
     grad, table, _, group, scores = inputs
     torch_path.backward(grad.double(), table.double(), rows, group, scores.double(), expected_into, expected_scores)
@@ -82,13 +82,13 @@ def test_gradients(dtype: torch.dtype, wanted: str) -> None:
 @pytest.mark.parametrize("planned", [False, True])
 def test_added_rows(dtype: torch.dtype, planned: bool) -> None:
     """One row comes in three chunks, one once; into a gradient that is there."""
-    from ultramem_kernels.pool import triton_kernel
+    from ultramem_kernels.pool import triton_gradients
 
     rows = torch.cat([torch.full((2 * CHUNK_PICKS + 3,), 4), torch.tensor([0, 6, 8, 6])])
     rows = rows[torch.randperm(len(rows))]
     given, into = torch.randn(len(rows), 20).to(dtype), torch.full((9, 20), 0.5)
     expected = into.double().index_add(0, rows, given.double())
-    triton_kernel.add_rows(into, rows, given, make_plan(sort_picks(rows), 9) if planned else None)
+    triton_gradients.add_rows(into, rows, given, make_plan(sort_picks(rows), 9) if planned else None)
     assert_agrees(into, expected, computed_in=torch.float32, summed_terms=2 * CHUNK_PICKS)
 
 

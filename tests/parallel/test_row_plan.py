@@ -28,19 +28,19 @@ def backward_by_plan(
     scores_need_grad: bool,
     plan: IndexPlan | None,
 ) -> Tensor | None:
-    from ultramem_kernels.pool import triton_kernel
+    from ultramem_kernels.pool import triton_gradients
 
     assert plan is not None, "it was made ahead"
     scores_grad_hA = torch.full(scores_hA.shape, torch.nan) if scores_need_grad else None
-    triton_kernel.backward(grad_GV, table_NV, rows_A, group_A, scores_hA, table_grad_NV, scores_grad_hA, plan)
+    triton_gradients.backward(grad_GV, table_NV, rows_A, group_A, scores_hA, table_grad_NV, scores_grad_hA, plan)
     return scores_grad_hA
 
 
 def add_by_plan(target_NV: Tensor, rows_A: Tensor, given_AV: Tensor, plan: IndexPlan | None) -> None:
-    from ultramem_kernels.pool import triton_kernel
+    from ultramem_kernels.pool import triton_gradients
 
     assert plan is not None, "it was made ahead"
-    triton_kernel.add_rows(target_NV, rows_A, given_AV, plan)
+    triton_gradients.add_rows(target_NV, rows_A, given_AV, plan)
 
 
 def compute_cases(named: list[tuple[PartitionName, Case]]) -> list[Found]:

@@ -29,6 +29,7 @@ def candidates_kernel(
     kept,
     COMPONENTS: tl.constexpr,
     TILE: tl.constexpr,  # a power of two, at least the slab
+    GROUPS: tl.constexpr,  # of ``select``
     WITH_VALUES: tl.constexpr,
 ):
     """One program: one slab of one token of one batch."""
@@ -42,7 +43,7 @@ def candidates_kernel(
         weight = tl.load(direction_ptr + batch * COMPONENTS + component)
         place = ((batch * COMPONENTS + component) * tokens + token) * side + first + key
         projected += weight * tl.load(scores_ptr + place, mask=is_key, other=0.0)
-    chosen, slot = select(ordered(projected), is_key, kept)
+    chosen, slot = select(ordered(projected), is_key, kept, GROUPS)
     target = ((batch * tokens + token) * tl.num_programs(2) + tl.program_id(2)) * kept + slot
     tl.store(found_ptr + target, (first + key).to(tl.int64), mask=chosen)
     if WITH_VALUES:
@@ -84,6 +85,7 @@ def best_candidates(scores_BrTS: Tensor, direction_Br: Tensor, m: int) -> Tensor
             kept,
             COMPONENTS=components,
             TILE=tile,
+            GROUPS=triton.next_power_of_2(kept),
             WITH_VALUES=slabs > 1,
             num_warps=selection_warps(tile),
         )

@@ -53,6 +53,7 @@ def grid_kernel(
     COMPONENTS: tl.constexpr,
     SLAB: tl.constexpr,  # places of a slab: whole rows
     TILE: tl.constexpr,  # a power of two, at least SLAB
+    GROUPS: tl.constexpr,  # of ``select``
     WITH_VALUES: tl.constexpr,
     EMIT: tl.constexpr,
     CORES: tl.constexpr,
@@ -76,7 +77,7 @@ def grid_kernel(
             weight = tl.load(core_ptr + (head * COMPONENTS + a) * COMPONENTS + b)
             left += weight * tl.load(rows_ptr + base + a * CANDIDATES + row, mask=is_place, other=0.0)
         grid += left * tl.load(columns_ptr + base + b * CANDIDATES + column, mask=is_place, other=0.0)
-    chosen, slot = select(ordered(grid), is_place, kept)
+    chosen, slot = select(ordered(grid), is_place, kept, GROUPS)
     target = (program * tl.num_programs(1) + tl.program_id(1)) * kept + slot
     tl.store(found_ptr + target, place, mask=chosen)
     if WITH_VALUES:
@@ -213,6 +214,7 @@ def _choose(
             COMPONENTS=components,
             SLAB=slab,
             TILE=tile,
+            GROUPS=triton.next_power_of_2(kept),
             WITH_VALUES=slabs > 1,
             EMIT=emits is not None,
             **(NO_EPILOGUE if emits is None else emits.constants(m)),

@@ -60,11 +60,7 @@ def multiply_groups(table_NV: Tensor, rows_A: Tensor, group_A: Tensor, vectors_G
 
 
 def _check(table_NV: Tensor, rows: Tensor, name: str, vectors: Tensor, count: int | str) -> None:
-    arguments.need_dtype("table_NV", table_NV, arguments.FLOATS)
-    if table_NV.is_cuda:
-        arguments.need_dtype("table_NV on a CUDA device", table_NV, (torch.bfloat16, torch.float32))
-    arguments.need_shape("table_NV", table_NV, ("N", "V"))
-    arguments.need_rows_together("table_NV", table_NV)
+    arguments.need_table("table_NV", table_NV)
     arguments.need_dtype("rows", rows, arguments.INTEGERS)
     arguments.need_dtype(name, vectors, (table_NV.dtype,))
     arguments.need_shape(name, vectors, (count, table_NV.shape[1]))

@@ -1,0 +1,1 @@
+"""What ``tools/compile_kernels`` does."""
