@@ -21,8 +21,8 @@ def select(key, is_number, m, GROUPS: tl.constexpr):
 
     The threshold, the largest key that at least m reach, is sought between two bounds. ``GROUPS`` is a power of two, m
     or more: the best of so many groups are m keys at least, so that the least of these is no larger than the threshold.
-    Of numbers that are spread as scores are, eight halvings are left on average, of the 32 that any keys are done with:
-    none follows on a threshold that m keys reach and no more.
+    Of normally distributed numbers, and of their products, six to nine halvings are left on average (simulated), and of
+    any numbers 32 at most: none follows on a threshold that m keys reach and no more.
     """
     key = tl.where(is_number, key, -2147483648)
     # strided: all groups have numbers, though the last places of a tile have none

@@ -21,6 +21,7 @@ DTYPES = [torch.float32, torch.bfloat16]
     [
         pytest.param(3, 19, 48, 4, 2, id="rows repeat, slices of 24"),
         pytest.param(2, 5, 72, 3, 1, id="two tiles, three blocks"),
+        pytest.param(2, 11, 256, 4, 1, id="a warp reads one row, or half of one"),
         pytest.param(2, 7, 16, 9, 2, id="more blocks than masks"),
         pytest.param(0, 4, 16, 1, 1, id="no tokens"),
     ],
@@ -92,9 +93,35 @@ def test_added_rows(dtype: torch.dtype, planned: bool) -> None:
     assert_agrees(into, expected, computed_in=torch.float32, summed_terms=2 * CHUNK_PICKS)
 
 
+def outlier(shape: tuple[int, ...]) -> torch.Tensor:
+    x = torch.randn(shape)
+    x[..., 77] = 1e30
+    return x
+
+
+SCORES = {
+    "random": torch.randn,
+    "all equal": torch.zeros,
+    "few levels": lambda shape: torch.randint(-1, 2, shape).float(),
+    "all negative": lambda shape: -torch.rand(shape),
+    "an outlier": outlier,
+    "infinite": lambda shape: torch.randn(shape).masked_fill(torch.rand(shape) < 0.95, -torch.inf),
+}
+
+
+@pytest.mark.parametrize("m", [1, 13, 150])
+@pytest.mark.parametrize("kind", SCORES)
+def test_candidates(kind: str, m: int) -> None:
+    from ultramem_kernels.candidates import triton_kernel
+
+    scores, direction = SCORES[kind]((2, 1, 3, 150)), torch.tensor([[1.0], [0.5]])
+    found = triton_kernel.best_candidates(scores, direction, m)
+    assert torch.equal(found, best_candidates_reference(scores, direction, m).sort(dim=2).values)
+
+
 @pytest.mark.parametrize("slab", [150, 27], ids=["one slab", "slabs, three times over"])
 @pytest.mark.parametrize("equal", [False, True], ids=["random", "all equal"])
-def test_candidates(equal: bool, slab: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slabs_of_candidates(equal: bool, slab: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from ultramem_kernels.candidates import triton_kernel
 
     monkeypatch.setattr(triton_kernel, "SLAB_KEYS", slab)

@@ -1,6 +1,9 @@
 """A real Slurm for the tests of this folder, and one undisturbed run that the jobs on it are compared with."""
 
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +51,14 @@ def _free_port() -> int:
 @pytest.fixture(scope="session")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_config(tmp_path_factory.mktemp("config"))
+
+
+@pytest.fixture(scope="session")
+def import_seconds() -> float:
+    """Until a process of this machine, as busy as it is, could begin to train: each rank of a job takes as long."""
+    begin = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import ultramem_megatron.training.pretrain"], cwd=ROOT, check=True)
+    return time.monotonic() - begin
 
 
 @pytest.fixture(scope="session")

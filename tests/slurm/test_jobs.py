@@ -1,6 +1,7 @@
 """Jobs on a real Slurm of two nodes: they train, save before the limit, outlive a node, give up when they should."""
 
 import json
+import math
 import re
 import signal
 from pathlib import Path
@@ -13,7 +14,7 @@ from ultramem_megatron.testing.slurm_jobs import Slurm, attempts_of, logs_of, ne
 
 from .conftest import SETTINGS, STEPS, numbers_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 LOOPBACK = "0100007F"
@@ -57,10 +58,13 @@ def test_two_nodes_give_the_same_run_as_one_machine(
 
 
 def test_a_run_longer_than_the_time_limit_goes_on_until_it_is_done(
-    slurm: Slurm, config: Path, undisturbed: list[dict[str, float]], tmp_path: Path
+    slurm: Slurm, config: Path, undisturbed: list[dict[str, float]], import_seconds: float, tmp_path: Path
 ) -> None:
-    options = ("--nodes", "2", "--time", "1", "--stop-before", "10", "--preflight", "none")
-    job = slurm.submit(config, SETTINGS, tmp_path / "run", *options, "--max-restarts", "9", FAULT_PACE_SECONDS="0.6")
+    # four ranks share the cores as they start, and must get to a checkpoint; Slurm counts in whole minutes
+    minutes = math.ceil((20 + 5 * import_seconds) / 60)
+    options = ("--nodes", "2", "--time", str(minutes), "--stop-before", "10", "--preflight", "none")
+    pace = {"FAULT_PACE_SECONDS": str(0.6 * minutes)}
+    job = slurm.submit(config, SETTINGS, tmp_path / "run", *options, "--max-restarts", "9", **pace)
     ended = slurm.wait_for(job, tmp_path / "run")
     assert ended["JobState"] == "COMPLETED", logs_of(tmp_path / "run")
     outcomes = [attempt["outcome"] for attempt in attempts_of(tmp_path / "run")]

@@ -21,7 +21,7 @@ from ultramem_megatron.monitor.records import read_records
 ROOT = Path(__file__).parents[2]
 DEV_CLUSTER = ROOT / "slurm" / "dev-cluster"
 INJECTED = Path(__file__).parent / "injected"
-JOB_SECONDS = 280.0
+JOB_SECONDS = 560.0
 """Many times what a quiet machine needs."""
 POLL_SECONDS = 0.1
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")

@@ -13,9 +13,9 @@ from ultramem_kernels.precision import wide_type, widened
 # Letters: N rows of the table, V value dimension, w = V / h; A picks in all, a those of one part, G groups of them,
 #          h score cores.
 
-PART_ELEMENTS = 2**19
-"""Elements that are read at a time, 2 MiB in fp32: larger tensors leave the cache, and from 32 MiB on the C library
-returns their memory to the system each time, so that every page of the next is a fault."""
+PART_ELEMENTS = 2**17
+"""Elements that each thread reads at a time, 512 KiB in fp32: what a core's own cache holds. From 32 MiB on the C
+library would return a tensor's memory to the system each time, so that every page of the next is a fault."""
 BAG_ROWS = 64
 """Of a bag that is summed for the cache alone: few enough that all threads have some."""
 
@@ -155,5 +155,5 @@ def _by_core(x_aV: Tensor, scores_hA: Tensor) -> Tensor:
 
 
 def _parts(rows_A: Tensor, table_NV: Tensor) -> list[slice]:
-    size = max(1, PART_ELEMENTS // max(1, table_NV.shape[1]))
+    size = max(1, PART_ELEMENTS * torch.get_num_threads() // max(1, table_NV.shape[1]))
     return [slice(start, start + size) for start in range(0, rows_A.shape[0], size)]
