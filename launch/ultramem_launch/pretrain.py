@@ -129,7 +129,9 @@ def _run_rank(
     from ultramem_megatron.parallel.process import start_process
 
     refuse_wrong_apex()
-    device = start_process(place, timeout_seconds=config.parallelism.timeout_seconds)
+    device = start_process(
+        place, timeout_seconds=config.parallelism.timeout_seconds, deterministic=config.training.deterministic
+    )
 
     from ultramem_megatron.measuring.fingerprint import fingerprint
     from ultramem_megatron.parallel.agree import on_first_rank

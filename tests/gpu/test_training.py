@@ -100,7 +100,23 @@ def test_a_resumed_run_goes_on_as_it_would_have(groups: "Groups", tmp_path: Path
     assert resumed.step == 2
     for name, weight in weights(resumed).items():
         assert torch.equal(weight, saved[name]), name
-    # not to the bit: on a GPU the adds into a row of the table's gradient come in any order
+    # not to the bit: on a GPU the gradients of the embedding are added in any order, see ``training.deterministic``
     for one, other in zip(take_steps(resumed, STEPS - 2), expected, strict=True):
         assert one.loss == pytest.approx(other.loss, rel=1e-5)
         assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-4)
+
+
+def test_a_deterministic_run_repeats_its_bits(groups: "Groups") -> None:
+    """The whole step in a process that refuses what has no order of its own."""
+    from ultramem_megatron.parallel.process import fix_orders_of_sums
+
+    config = tiny_config("training.deterministic=true")
+    mode = torch.get_deterministic_debug_mode()
+    fix_orders_of_sums()
+    try:
+        first, second = (
+            [(r.loss, r.gradient_norm) for r in take_steps(fresh_state(config, groups), STEPS)] for _ in "12"
+        )
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+    assert first == second

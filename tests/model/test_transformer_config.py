@@ -33,7 +33,7 @@ def make_config(*overrides: str) -> RunConfig:
 
 SPLIT = (
     *("model.layers=8", "model.hidden=96", "model.ffn_hidden=200", "model.heads=8", "model.norm_epsilon=1e-6"),
-    *("model.gated_mlp=true", "model.dropout=0.1", "training.precision=bf16"),
+    *("model.gated_mlp=true", "model.dropout=0.1", "training.precision=bf16", "training.deterministic=true"),
     *("parallelism.tensor=4", "parallelism.pipeline=2", "parallelism.virtual_pipeline=2", "parallelism.sequence=true"),
 )
 DEFAULTS = {
@@ -53,6 +53,7 @@ DEFAULTS = {
     "params_dtype": torch.float32,
     "pipeline_dtype": torch.float32,
     "bf16": False,
+    "deterministic_mode": False,
 }
 EXPECTED = [
     pytest.param(
@@ -74,6 +75,7 @@ EXPECTED = [
             "params_dtype": torch.bfloat16,
             "pipeline_dtype": torch.bfloat16,
             "bf16": True,
+            "deterministic_mode": True,
             "batch_p2p_comm": False,
         },
         id="split",

@@ -54,10 +54,11 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def import_seconds() -> float:
+def import_seconds(slurm: Slurm) -> float:
     """Until a process of this machine, as busy as it is, could begin to train: each rank of a job takes as long."""
     begin = time.monotonic()
-    subprocess.run([sys.executable, "-c", "import ultramem_megatron.training.pretrain"], cwd=ROOT, check=True)
+    command = [sys.executable, "-c", "import ultramem_megatron.training.pretrain"]
+    subprocess.run(command, cwd=ROOT, env=slurm.environment, check=True)
     return time.monotonic() - begin
 
 

@@ -51,6 +51,10 @@ class TrainingConfig:
     recompute: Recompute = Recompute.NONE
     """Less memory for more compute: ``none``, ``selective`` (scores of attention) or ``full`` (whole blocks)."""
 
+    deterministic: bool = False
+    """The same bits each time on GPUs, too, in the same layout and on the same devices: what PyTorch adds up in any
+    order is done in a fixed one, or refused. The kernels of memory layers always are so, and so is a run on CPUs."""
+
     eval_interval: int = 100
     """Validate every so many steps, and at the end; 0 for never."""
 

@@ -42,6 +42,7 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=config.training.precision is Precision.BF16,
+        deterministic_mode=config.training.deterministic,
         # weights are set from seed, name and global index afterwards (model/initial_weights.py); megatron-core still
         # runs its own initialisation, because that is where it marks parameters as split over tensor parallel
         init_method=_leave,

@@ -28,8 +28,13 @@ class ProcessPlace:
     """``tcp://host:port``, ``file:///path`` or ``env://`` (MASTER_ADDR and MASTER_PORT), the same on every rank."""
 
 
-def start_process(place: ProcessPlace, *, timeout_seconds: float = 600.0) -> torch.device:
+def start_process(place: ProcessPlace, *, timeout_seconds: float = 600.0, deterministic: bool = False) -> torch.device:
     """Choose the device, make megatron-core usable on it, and meet the other ranks.
+
+    Args:
+        place: Where this process stands.
+        timeout_seconds: To wait for the others, and for each collective later.
+        deterministic: See ``training.deterministic``.
 
     Raises:
         LaunchError: There are fewer GPUs than processes, or rank 0 can never listen where the others look for it.
@@ -40,6 +45,8 @@ def start_process(place: ProcessPlace, *, timeout_seconds: float = 600.0) -> tor
     """
     # megatron-core says at import what it lacks; `ultramem doctor` says it once, and what is used instead
     warnings.filterwarnings("ignore", module=r"(megatron|torch)\.")
+    if deterministic:
+        fix_orders_of_sums()
     device = choose_device(place)
     if device.type == "cpu":
         from ultramem_megatron.parallel import cpu_seam  # never loaded on a CUDA machine
@@ -50,6 +57,16 @@ def start_process(place: ProcessPlace, *, timeout_seconds: float = 600.0) -> tor
     mcore_repairs.install()
     meet(place, device, timeout_seconds=timeout_seconds)
     return device
+
+
+def fix_orders_of_sums() -> None:
+    """Of all sums of this process, before it uses CUDA. What has no such order raises where it is called."""
+    # cuBLAS keeps to one only with a workspace of its own, NCCL only without sums in the switch
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("NCCL_ALGO", "^NVLS")
+    # torch would couple this to it: every tensor that is not filled at once, filled for nothing
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.set_deterministic_debug_mode("error")
 
 
 def choose_device(place: ProcessPlace) -> torch.device:

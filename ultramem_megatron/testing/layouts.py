@@ -156,10 +156,13 @@ def _train(config: RunConfig, load: Path | None, save: Path | None) -> Curve:
 
     from ultramem_megatron.data.dataset import open_training_data
     from ultramem_megatron.parallel import cpu_seam, mcore_repairs
+    from ultramem_megatron.parallel.process import fix_orders_of_sums
     from ultramem_megatron.training.checkpointing import SaveCheckpoints, find_start, resume
     from ultramem_megatron.training.setup import build_run_groups, build_train_state
     from ultramem_megatron.training.step import train_step
 
+    if config.training.deterministic:
+        fix_orders_of_sums()
     cpu_seam.install()
     mcore_repairs.install()
     data = open_training_data(config)
