@@ -4,7 +4,6 @@ import argparse
 import gc
 import importlib.util
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -17,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kernel_bench.checkouts import passes_in_turns
+from kernel_bench.timing import processor
 from ultramem_megatron.config.load import resolve
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.testing.lone_layer import build_lone_layer, draw_weights, give_main_grad
@@ -61,8 +61,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         seconds = time_in_turns(contenders, cotangent_sbD, arguments.repeats)
         lookups, cotangent_TEV = lookups_of(layer, x_sbD)
         lookup_seconds = time_in_turns(lookups, cotangent_TEV, arguments.repeats)
+        product_seconds = time_in_turns(*dense_products_of(layer, x_sbD), arguments.repeats)
         dist.destroy_process_group()
-    timed = {"layers": rows_of(seconds), "lookups": rows_of(lookup_seconds)}
+    timed = {"layers": rows_of(seconds), "lookups": rows_of(lookup_seconds), "products": rows_of(product_seconds)}
     if arguments.against_checkout:
         timed["checkouts"], differences = against_checkout(arguments, tokens, environment)
         problems += differences
@@ -149,6 +150,30 @@ def lookups_of(layer: "MemoryLayer", x_sbD: Tensor) -> tuple[list[Contender], Te
     ]
     shape = (x_sbD.shape[0], BLOCKS, VALUE_DIM)
     return contenders, torch.randn(shape, generator=torch.Generator().manual_seed(3))
+
+
+def dense_products_of(layer: "MemoryLayer", x_sbD: Tensor) -> tuple[list[Contender], Tensor]:
+    """The matrix products that no contender does without, alone: queries and projection with their gradients, and the
+    scores of all keys; and a cotangent. What they take, no kernel of a lookup can save."""
+    from ultramem_kernels.product import linear, product
+
+    x_TD = x_sbD.detach().flatten(0, 1).requires_grad_()
+    pooled = torch.randn(x_TD.shape[0], BLOCKS * VALUE_DIM, generator=torch.Generator().manual_seed(4)).requires_grad_()
+    query, projection = layer.retrieval.query.weight, layer.projection.weight
+    keys_BSrd = layer.retrieval.keys.weight.detach().flatten(0, 1)
+
+    def forward() -> Tensor:
+        queries = linear(x_TD, query)
+        for side, queries_Td in enumerate(queries.detach().chunk(2, dim=1)):
+            for rank in range(TUCKER_RANK):
+                product(queries_Td, keys_BSrd[side, :, rank])
+        return torch.cat([queries, linear(pooled, projection)], dim=1)
+
+    def clear() -> None:
+        query.grad = projection.grad = x_TD.grad = pooled.grad = None
+
+    shape = (x_TD.shape[0], query.shape[0] + projection.shape[0])
+    return [Contender("dense products alone", forward, clear)], torch.randn(shape)
 
 
 def ultra_mem(x_sbD: Tensor, config: RunConfig) -> Contender:
@@ -241,7 +266,7 @@ def report_of(
     shape = {"hidden": HIDDEN, "rows": config.memory.num_rows, "value_dim": VALUE_DIM, "picks": TOP_M}
     shape |= {"blocks": BLOCKS, "cores": CORES, "key_dim": KEY_DIM, "tokens": tokens}
     return {
-        "device": platform.processor() or platform.machine(),
+        "device": processor(),
         "torch": torch.__version__,
         "threads": arguments.threads,
         "repeats": arguments.repeats,
@@ -269,6 +294,8 @@ def table(report: dict[str, Any]) -> str:
     ]
     lines += [row_of("layer", row) for row in report["layers"]]
     lines += [row_of("lookup alone", row) for row in report["lookups"]]
+    share = report["products"][0]["both"] / report["layers"][0]["both"]
+    lines += [row_of("of ours", row | {"times_ours": share}) for row in report["products"]]
     lines += [row_of("layer, a query for each rank", row) for row in report.get("checkouts", [])]
     return "\n".join(
         [*lines, "", *report["left_out"], *(f"WRONG: {problem}" for problem in report["problems"])]

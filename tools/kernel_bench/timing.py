@@ -1,9 +1,11 @@
 """Times on a device: medians of repeats with cold caches, and the rates that the device itself reaches."""
 
+import platform
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,6 +14,16 @@ UNTIMED_REPEATS = 3
 COPY_BYTES = {"cuda": 2**31, "cpu": 2**24}
 FLUSH_BYTES = {"cuda": 2**28, "cpu": 2**22}
 """More than the L2 cache of any GPU."""
+
+
+def processor() -> str:
+    """Of this machine, and its widest vectors, which matter most to what is measured on it."""
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
+        facts = {name.strip(): value.strip() for name, _, value in lines}
+        model = f"{facts.get('model name', model)} (family {facts.get('cpu family')}, model {facts.get('model')})"
+    return f"{model}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The step of a value table on a CPU: this project's beside torch's AdamW and the copy that would follow it."""
 
 import argparse
-import platform
 import random
 import statistics
 import time
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernel_bench.timing import processor
 from ultramem_kernels.table_update import AdamW, update_table
 
 WIDTH = 128
@@ -34,7 +34,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         lines += [{"what": what, "who": who, "cpu_seconds": s, "times_ours": s / ours} for who, s in seconds.items()]
     error = error_of_step()
     return {
-        "cpu": platform.processor() or platform.machine(),
+        "cpu": processor(),
         "torch": torch.__version__,
         "threads": arguments.threads,
         "elements": rows * WIDTH,
