@@ -29,14 +29,18 @@ def test_every_kernel_keeps_its_budget() -> None:
 
 
 def test_a_kernel_beyond_its_budget_is_named(tmp_path: Path) -> None:
-    """The tool bites: half of the registers it needs are not enough."""
+    """The tool bites: half of the registers it needs are not enough, nor are instructions for no sums at all."""
     pytest.importorskip("triton", reason="triton is not installed")
     budget = json.loads((ROOT / "kernels" / "compile_budget.json").read_text())
-    budget["kernels"]["run 512"]["sm_80"]["registers"] = 4
+    budget["instructions_per_kib"]["sm_90"] = 20
+    budget["kernels"]["pool bf16 256 blocks 1"]["sm_80"]["registers"] = 4
     small = tmp_path / "budget.json"
     small.write_text(json.dumps(budget))
-    words = [sys.executable, str(ROOT / "tools" / "compile_kernels"), "--only", "run", "--budget", str(small)]
+    words = [sys.executable, str(ROOT / "tools" / "compile_kernels"), "--only", "pool bf16 256 blocks 1"]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120)
+    done = subprocess.run(
+        [*words, "--budget", str(small)], capture_output=True, text=True, env=environment, timeout=120
+    )
     assert done.returncode == 1
-    assert "run 512 for sm_80 takes" in done.stdout and "budget 4" in done.stdout
+    assert "pool bf16 256 blocks 1 for sm_80 takes" in done.stdout and "registers, budget 4" in done.stdout
+    assert "for sm_90 issues" in done.stdout and "instructions for a KiB of rows, at most 20" in done.stdout
