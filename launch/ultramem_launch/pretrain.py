@@ -133,6 +133,9 @@ def _run_rank(
         place, timeout_seconds=config.parallelism.timeout_seconds, deterministic=config.training.deterministic
     )
 
+    if place.rank == 0:
+        warn_of_slow_precision(config, device)
+
     from ultramem_megatron.measuring.fingerprint import fingerprint
     from ultramem_megatron.parallel.agree import on_first_rank
     from ultramem_megatron.parallel.groups import destroy_groups
@@ -151,6 +154,18 @@ def _run_rank(
     on_first_rank(lambda: record_ending(run_dir, Ending(outcome=how, rank=0, attempt=attempt_of_this_process())))
     destroy_groups()
     return ending.RULES[how].exit_status
+
+
+def warn_of_slow_precision(config: "RunConfig", device: "torch.device") -> None:
+    """Say so where the precision that was asked for is many times slower than the other."""
+    from ultramem_megatron.config.training import Precision
+    from ultramem_megatron.parallel.process import emulates_bf16
+
+    if config.training.precision is Precision.BF16 and emulates_bf16(device):
+        logger.warning(
+            "training.precision = bf16 has no instructions on this CPU and takes some fifty times as long as fp32; "
+            "training.precision=fp32 is faster here"
+        )
 
 
 def _end_hung(run_dir: Path, rank: int, reason: str) -> None:

@@ -5,11 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from ultramem_launch import place
 from ultramem_launch.__main__ import app
-from ultramem_launch.pretrain import make_plan
+from ultramem_launch.pretrain import make_plan, warn_of_slow_precision
 from ultramem_megatron.errors import ConfigError, LaunchError, PlanError
 from ultramem_megatron.planning.choose import choose_plan
 from ultramem_megatron.planning.cluster import local_cluster
@@ -110,6 +111,28 @@ def test_the_launcher_passes_the_command_on_and_the_status_back(
     assert ("ultramem monitor --run-dir" in result.output) is (words is not None)
     if words:
         assert words in result.output
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "supported", "warned"),
+    [
+        ("bf16", "cpu", False, True),
+        ("bf16", "cpu", True, False),
+        ("fp32", "cpu", False, False),
+        ("bf16", "cuda", False, False),
+    ],
+)
+def test_a_precision_without_instructions_is_warned_of(
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    device: str,
+    supported: bool,
+    warned: bool,
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    warn_of_slow_precision(tiny_config(f"training.precision={precision}"), torch.device(device))
+    assert ("training.precision=fp32 is faster here" in caplog.text) is warned
 
 
 def test_a_rank_trains(no_launcher: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

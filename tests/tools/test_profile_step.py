@@ -45,7 +45,7 @@ def test_a_tiny_run(tmp_path: Path) -> None:
     for one in report["spans"]:
         for found in (one["forward"], one["backward"]):
             total, exposed = found["total_seconds"], found["exposed_seconds"]
-            assert 0 < exposed <= total
+            assert 0 <= exposed <= total and total > 0, "on a busy machine all of it may be hidden"
             assert found["hidden_fraction"] == pytest.approx(1 - exposed / total)
     assert len(report["step_seconds"]) == len(report["step_seconds_without_overlap"]) == STEPS
     least, most = report["ratio_range"]
