@@ -25,7 +25,7 @@ def test_a_layer_is_measured_and_equals_plain_pytorch(tmp_path: Path) -> None:
     assert [row["name"].split(",")[0] for row in report["layers"]][:3] == ["ultramem_megatron", *["plain PyTorch"] * 2]
     assert report["layers"][0]["times_ours"] == 1 and all(row["both"] > 0 for row in report["layers"])
     assert "| layer | ultramem_megatron |" in done.stdout
-    assert report["products"][0]["both"] > 0 and "| of ours | dense products alone |" in done.stdout
+    assert report["products"][0]["both"] > 0 and "| of ours | its dense products alone |" in done.stdout
     assert len(report["lookups"]) == 2 and "| lookup alone | ultramem_megatron |" in done.stdout
     assert [row["name"] for row in report["checkouts"]] == ["ultramem_megatron", f"checkout {TOOL.parents[1].name}"]
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -173,7 +173,7 @@ def dense_products_of(layer: "MemoryLayer", x_sbD: Tensor) -> tuple[list[Contend
         query.grad = projection.grad = x_TD.grad = pooled.grad = None
 
     shape = (x_TD.shape[0], query.shape[0] + projection.shape[0])
-    return [Contender("dense products alone", forward, clear)], torch.randn(shape)
+    return [Contender("its dense products alone", forward, clear)], torch.randn(shape)
 
 
 def ultra_mem(x_sbD: Tensor, config: RunConfig) -> Contender:

@@ -13,8 +13,8 @@ from ultramem_kernels.precision import wide_type, widened
 # Letters: N rows of the table, V value dimension, w = V / h; A picks in all, a those of one part, G groups of them,
 #          h score cores.
 
-PART_ELEMENTS = 2**17
-"""Elements that each thread reads at a time, 512 KiB in fp32: what a core's own cache holds. From 32 MiB on the C
+PART_ELEMENTS = 2**18
+"""Elements that each thread reads at a time, 1 MiB in fp32: about what a core's own cache holds. From 32 MiB on the C
 library would return a tensor's memory to the system each time, so that every page of the next is a fault."""
 BAG_ROWS = 64
 """Of a bag that is summed for the cache alone: few enough that all threads have some."""
