@@ -5,10 +5,11 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from ultramem_megatron.measuring.fingerprint import cpu_facts
 
 UNTIMED_REPEATS = 3
 COPY_BYTES = {"cuda": 2**31, "cpu": 2**24}
@@ -18,10 +19,8 @@ FLUSH_BYTES = {"cuda": 2**28, "cpu": 2**22}
 
 def processor() -> str:
     """Of this machine, and its widest vectors, which matter most to what is measured on it."""
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
-        facts = {name.strip(): value.strip() for name, _, value in lines}
+    model, facts = platform.processor() or platform.machine(), cpu_facts()
+    if facts:
         model = f"{facts.get('model name', model)} (family {facts.get('cpu family')}, model {facts.get('model')})"
     return f"{model}, {torch.backends.cpu.get_cpu_capability()}"
 

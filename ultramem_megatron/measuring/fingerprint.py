@@ -35,9 +35,14 @@ def _versions(device: torch.device) -> dict[str, str]:
 
 def _cpu_name() -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    model = platform.machine()
+    return f"{cpu_facts().get('model name', platform.machine())}, {cores} cores"
+
+
+def cpu_facts() -> dict[str, str]:
+    """What Linux says of the processor, by its names for it (``model name``, ``cpu family``); nothing elsewhere."""
     description = Path("/proc/cpuinfo")
-    if description.exists():
-        lines = (line.partition(":") for line in description.read_text().splitlines())
-        model = next((value.strip() for key, _, value in lines if key.strip() == "model name"), model)
-    return f"{model}, {cores} cores"
+    if not description.exists():
+        return {}
+    of_one_core = description.read_text().partition("\n\n")[0]
+    lines = (line.partition(":") for line in of_one_core.splitlines())
+    return {name.strip(): value.strip() for name, _, value in lines}
