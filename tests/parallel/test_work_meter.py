@@ -11,7 +11,7 @@ from torch.distributed import _coalescing_manager
 from ultramem_megatron.parallel.work_meter import WorkMeter
 from ultramem_megatron.testing.distributed import run_distributed
 
-LATE_SECONDS = 0.25
+LATE_SECONDS, TRIES = 0.25, 3
 CPU = torch.device("cpu")
 
 
@@ -44,15 +44,16 @@ DOORS: dict[str, Callable[[torch.Tensor], object]] = {
 
 
 def own_seconds() -> dict[str, float]:
-    found = {}
+    """Through each door the least of some tries: a busy machine only adds."""
+    found = dict.fromkeys(DOORS, float("inf"))
     with WorkMeter(CPU) as meter:
-        for name, through in DOORS.items():
+        for name in [*DOORS] * TRIES:
             dist.barrier()
             meter.begin()
             if dist.get_rank() == 1:
                 time.sleep(LATE_SECONDS)
-            through(torch.ones(4))
-            found[name] = meter.end().own_seconds()
+            DOORS[name](torch.ones(4))
+            found[name] = min(found[name], meter.end().own_seconds())
     return found
 
 

@@ -1,7 +1,6 @@
 """Whole runs on forked ranks, one of which is made slow from outside: it is named, no other, and nobody before."""
 
 import json
-import time
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -22,23 +21,33 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="forked ranks 
 RANKS = 4
 SLOW_RANK, SLOW_FROM = 2, 6
 STEPS = 10
-USUAL_SECONDS, SLOW_SECONDS = 0.1, 0.4
-"""Long beside the work of the tiny model, so that it does not matter what else the machine does."""
+USUAL_SECONDS, SLOW_SECONDS, WAIT_SECONDS = 0.25, 1.0, 8.0
+"""Powers of two, so that their sums and differences are exact."""
 
 
 def train(run_dir: Path, ratio: float, steps: int) -> None:
-    """A run in which each forward pass sleeps, that of one rank longer after a while."""
+    """A run on a clock made by hand, so that it does not matter what else the machine does.
+
+    Each forward pass takes its time, that of one rank more after a while, and so does each wait for others.
+    """
+    from ultramem_megatron.parallel import work_meter
     from ultramem_megatron.training import forward_backward
     from ultramem_megatron.training.pretrain import pretrain
 
-    forward, passes = forward_backward._forward_step, iter(range(1, 1000))
+    forward, wait, passes, now = forward_backward._forward_step, dist.Work.wait, iter(range(1, 1000)), [0.0]
 
     def slowed(*arguments: Any) -> Any:
         is_slow = dist.get_rank() == SLOW_RANK and next(passes) >= SLOW_FROM
-        time.sleep((SLOW_SECONDS if is_slow else USUAL_SECONDS) if ratio else 0)
+        now[0] += SLOW_SECONDS if is_slow else USUAL_SECONDS
         return forward(*arguments)
 
-    forward_backward._forward_step = slowed  # a fork: no other test sees it
+    def waited(*arguments: Any, **named: Any) -> Any:
+        now[0] += WAIT_SECONDS
+        return wait(*arguments, **named)
+
+    # a fork: no other test sees them
+    forward_backward._forward_step, dist.Work.wait = slowed, waited
+    work_meter._HostClock.now = lambda _: now[0]  # type: ignore[method-assign]
     overrides = ("training.micro_batch_size=1", f"training.steps={steps}", "checkpoint.interval=1000")
     ranks = dist.get_world_size()
     config = tiny_config(*overrides, f"resilience.straggler_ratio={ratio}", f"training.global_batch_size={ranks}")
@@ -61,10 +70,11 @@ def test_the_slow_rank_is_named_and_no_other(tmp_path: Path) -> None:
 
     reports = {r["step"]: r for r in read_records(tmp_path / "metrics.jsonl") if "throughput/slowest_rank" in r}
     assert sorted(reports) == list(range(2, STEPS + 1)), "not the first step"
-    for step in range(SLOW_FROM, STEPS + 1):
-        assert reports[step]["throughput/slowest_rank"] == SLOW_RANK
-        assert reports[step]["throughput/slowest_rank_seconds"] >= SLOW_SECONDS
-        assert reports[step]["throughput/slowest_rank_ratio"] > 2
+    for step, report in reports.items():
+        is_slow = step >= SLOW_FROM
+        assert report["throughput/slowest_rank_seconds"] == (SLOW_SECONDS if is_slow else USUAL_SECONDS)
+        assert report["throughput/slowest_rank_ratio"] == (SLOW_SECONDS / USUAL_SECONDS if is_slow else 1)
+        assert report["throughput/slowest_rank"] == (SLOW_RANK if is_slow else 0), "of equals the first"
 
 
 def test_off_means_off(tmp_path: Path) -> None:
