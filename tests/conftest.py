@@ -24,7 +24,7 @@ if not torch.cuda.is_available():
 
 SEED = 1234
 
-MEGATRON_MODULES = (
+TRAINING_MODULES = (
     "megatron.core.datasets.gpt_dataset",
     "megatron.core.dist_checkpointing",
     "megatron.core.distributed",
@@ -34,6 +34,7 @@ MEGATRON_MODULES = (
     "megatron.core.parallel_state",
     "megatron.core.pipeline_parallel",
     "megatron.core.tensor_parallel",
+    "ultramem_megatron.training.pretrain",
 )
 
 
@@ -75,10 +76,11 @@ def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def megatron() -> ModuleType:
-    """``megatron.core``, imported once for all tests and their forked ranks, with the CPU seam where it is needed."""
+    """``megatron.core`` and what trains with it, imported once for all tests and their forked ranks, with the CPU seam
+    where it is needed."""
     if not torch.cuda.is_available():
         import_module("ultramem_megatron.parallel.cpu_seam").install()
     import_module("ultramem_megatron.parallel.mcore_repairs").install()
-    for name in MEGATRON_MODULES:
+    for name in TRAINING_MODULES:
         import_module(name)
     return import_module("megatron.core")

@@ -17,7 +17,7 @@ from ultramem_megatron.testing.tolerances import LOSS_CURVE_RELATIVE as RELATIVE
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="forked ranks need a machine without CUDA")
 
-STEPS = 10
+STEPS = 5
 
 ALONE = Layout("1 process", 1)
 PP2 = ("parallelism.pipeline=2",)

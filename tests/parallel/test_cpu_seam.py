@@ -418,6 +418,7 @@ def torch_state() -> dict[str, Any]:
 
 def megatron_codes() -> dict[str, Any]:
     """The code of every function and method that megatron-core has loaded."""
+    gc.unfreeze()  # frozen objects are not among those that one gets
     functions = [item for item in gc.get_objects() if type(item) is FunctionType]  # isinstance asks dead weak proxies
     return {
         f"{item.__module__}.{item.__qualname__}.{item.__code__.co_firstlineno}": item.__code__

@@ -13,8 +13,8 @@ from ultramem_megatron.monitor.records import read_records
 from ultramem_megatron.testing.slurm_jobs import NOT_A_CLUSTER, ROOT, Slurm, first_free_port
 from ultramem_megatron.testing.tiny import write_tiny_config
 
-STEPS = 120
-SETTINGS = (f"training.steps={STEPS}", "training.global_batch_size=8", "checkpoint.interval=20")
+STEPS = 60
+SETTINGS = (f"training.steps={STEPS}", "training.global_batch_size=8", "checkpoint.interval=10")
 COMPARED = ("step", "train/", "communication/")
 """Beginnings of the names of metrics that must be equal: not times, and not what is counted since the last report."""
 

@@ -14,7 +14,7 @@ from ultramem_megatron.testing.slurm_jobs import Slurm, attempts_of, logs_of, ne
 
 from .conftest import SETTINGS, STEPS, numbers_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 LOOPBACK = "0100007F"
@@ -57,20 +57,35 @@ def test_two_nodes_give_the_same_run_as_one_machine(
     assert f"0: step {STEPS}/{STEPS} | loss" in followed.stdout
 
 
+def submit_longer_than_its_limit(slurm: Slurm, config: Path, import_seconds: float, folder: Path) -> tuple[str, Path]:
+    """A job whose first start gets to a checkpoint within the limit, but not to the end. Its id and run folder.
+
+    Four ranks share the cores as they start. Where the machine is busier than it was when a start was timed, the limit
+    is doubled, as a user would do it.
+    """
+    minutes = math.ceil((20 + 5 * import_seconds) / 60)  # Slurm counts in whole ones
+    while True:
+        run_dir = folder / f"run-{minutes}-minutes"
+        options = ("--nodes", "2", "--time", str(minutes), "--stop-before", "10", "--preflight", "none")
+        pace = {"FAULT_PACE_SECONDS": str(72 * minutes / STEPS)}
+        job = slurm.submit(config, SETTINGS, run_dir, *options, "--max-restarts", "9", **pace)
+        wait_until(lambda run_dir=run_dir: attempts_of(run_dir)[:1] and attempts_of(run_dir)[0]["outcome"], run_dir)
+        if attempts_of(run_dir)[0]["last_step"]:
+            return job, run_dir
+        slurm.call("scancel", job)
+        minutes *= 2
+
+
 def test_a_run_longer_than_the_time_limit_goes_on_until_it_is_done(
     slurm: Slurm, config: Path, undisturbed: list[dict[str, float]], import_seconds: float, tmp_path: Path
 ) -> None:
-    # four ranks share the cores as they start, and must get to a checkpoint; Slurm counts in whole minutes
-    minutes = math.ceil((20 + 5 * import_seconds) / 60)
-    options = ("--nodes", "2", "--time", str(minutes), "--stop-before", "10", "--preflight", "none")
-    pace = {"FAULT_PACE_SECONDS": str(0.6 * minutes)}
-    job = slurm.submit(config, SETTINGS, tmp_path / "run", *options, "--max-restarts", "9", **pace)
-    ended = slurm.wait_for(job, tmp_path / "run")
-    assert ended["JobState"] == "COMPLETED", logs_of(tmp_path / "run")
-    outcomes = [attempt["outcome"] for attempt in attempts_of(tmp_path / "run")]
+    job, run_dir = submit_longer_than_its_limit(slurm, config, import_seconds, tmp_path)
+    ended = slurm.wait_for(job, run_dir)
+    assert ended["JobState"] == "COMPLETED", logs_of(run_dir)
+    outcomes = [attempt["outcome"] for attempt in attempts_of(run_dir)]
     assert outcomes[0] == "preempted" and outcomes[-1] == "finished"
     assert len(outcomes) == int(ended["Restarts"]) + 1
-    assert numbers_of(tmp_path / "run") == undisturbed
+    assert numbers_of(run_dir) == undisturbed
 
 
 def test_a_lost_node_is_done_without(
@@ -80,7 +95,7 @@ def test_a_lost_node_is_done_without(
     options = ("--nodes", "1-2", "--preflight", "nodes")
     job = slurm.submit(config, SETTINGS, run_dir, *options, FAULT_PACE_SECONDS="0.3")
     try:
-        wait_until(lambda: newest_step(run_dir) > 25, run_dir)
+        wait_until(lambda: newest_step(run_dir) > 12, run_dir)
         assert slurm.dev_cluster("stop-node", "n2").returncode == 0
         ended = slurm.wait_for(job, run_dir)
     finally:
@@ -104,13 +119,13 @@ def test_a_killed_rank_a_damaged_checkpoint_and_a_stopped_rank_lose_nothing(
     limits = ("resilience.hang_seconds=8", "resilience.pause_seconds=100")
     options = ("--nodes", "2", "--preflight", "none")
     job = slurm.submit(config, (*SETTINGS, *limits), run_dir, *options, FAULT_PACE_SECONDS="0.1")
-    wait_until(lambda: newest_step(run_dir) > 45, run_dir)
+    wait_until(lambda: newest_step(run_dir) > 26, run_dir)
     slurm.rank_process(job, 3).send_signal(signal.SIGKILL)
     wait_until(lambda: attempts_of(run_dir)[0]["outcome"], run_dir)
     newest = checkpoint_folders(run_dir / "checkpoints")[0]
     flip_byte(max(newest.glob("*.distcp"), key=lambda file: file.stat().st_size))
     second_log = run_dir / "logs" / f"{job}.1.log"
-    wait_until(lambda: second_log.is_file() and re.search(r"^0: step +21/", second_log.read_text(), re.M), run_dir)
+    wait_until(lambda: second_log.is_file() and re.search(r"^0: step +11/", second_log.read_text(), re.M), run_dir)
     slurm.rank_process(job, 2).send_signal(signal.SIGSTOP)
     assert slurm.wait_for(job, run_dir)["JobState"] == "COMPLETED", logs_of(run_dir)
     killed, hung, finished = attempts_of(run_dir)

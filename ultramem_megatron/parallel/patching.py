@@ -1,5 +1,6 @@
 """Changes to megatron-core, each an entry of a table: what it does, what we put there, and how to take it back."""
 
+import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,8 @@ _installed: dict[str, list[Undo]] = {}  # a patch of the process is process stat
 
 
 def apply_entries(entries: Iterable[Entry]) -> None:
-    """Put each entry in place; one that is there already stays as it is."""
+    """Put each entry in place; one that is there already stays as it is. Costs the import of megatron-core."""
+    importlib.import_module("ultramem_megatron.parallel.mcore_import")
     for entry in entries:
         if entry.name not in _installed:
             _installed[entry.name] = entry.apply()

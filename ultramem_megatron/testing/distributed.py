@@ -9,6 +9,7 @@ per device and refuses to work in a fork afterwards.
 import contextlib
 import ctypes
 import faulthandler
+import gc
 import multiprocessing
 import os
 import pickle
@@ -250,6 +251,7 @@ def _live(
 ) -> None:
     """The life of a rank. Never returns: exit handlers inherited from the parent (pytest's) are not ours to run."""
     code = 1
+    gc.freeze()  # a collection would write to every object of the parent, and so copy all of its memory
     try:
         os.setpgid(0, 0)
         if sys.platform == "linux":
