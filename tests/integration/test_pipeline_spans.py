@@ -69,6 +69,7 @@ def test_the_curve_is_that_of_one_process(spans: str, layout: Layout, alone: dic
     assert expected.losses[-1] < expected.losses[0]
 
 
+@pytest.mark.slow
 def test_where_a_span_ends_makes_a_difference(alone: dict[str, Curve]) -> None:
     """Else equal curves would say nothing."""
     curves = [curve.losses for curve in alone.values()]
