@@ -16,6 +16,8 @@ from ultramem_megatron.parallel.partition.registry import PARTITIONS
 from ultramem_megatron.testing.layouts import LAYOUTS, Curve, Layout, possible_layouts, train_layout, with_overrides
 from ultramem_megatron.testing.tolerances import LOSS_CURVE_RELATIVE as RELATIVE
 
+from .conftest import assert_same_curve
+
 SAVE_AFTER, STEPS = 3, 6
 
 
@@ -44,10 +46,7 @@ def test_every_layout_gives_the_same_curve(
     layout: Layout, twenty_steps: tuple[RunConfig, Curve], trained: Callable[[Layout], Curve]
 ) -> None:
     _, alone = twenty_steps
-    curve = trained(layout)
-    assert len(curve.losses) == 20
-    assert curve.losses == pytest.approx(alone.losses, rel=RELATIVE)
-    assert curve.gradient_norms == pytest.approx(alone.gradient_norms, rel=RELATIVE)
+    assert_same_curve(trained(layout), alone, 20)
     assert alone.losses[-1] < alone.losses[0]
 
 
@@ -97,12 +96,6 @@ def saved_number_wise(undisturbed: tuple[RunConfig, Curve], tmp_path_factory: py
     return folder
 
 
-def assert_goes_on(curve: Curve, undisturbed: Curve) -> None:
-    assert len(curve.losses) == STEPS - SAVE_AFTER
-    assert curve.losses == pytest.approx(undisturbed.losses[SAVE_AFTER:], rel=RELATIVE)
-    assert curve.gradient_norms == pytest.approx(undisturbed.gradient_norms[SAVE_AFTER:], rel=RELATIVE)
-
-
 def with_stop(config: RunConfig, step: int) -> RunConfig:
     return dataclasses.replace(config, training=dataclasses.replace(config.training, stop_after=step))
 
@@ -129,7 +122,7 @@ def test_a_checkpoint_goes_on_under_another_layout(
     layout: Layout, saved_number_wise: Path, undisturbed: tuple[RunConfig, Curve]
 ) -> None:
     config, alone = undisturbed
-    assert_goes_on(train_layout(config, layout, load=saved_number_wise), alone)
+    assert_same_curve(train_layout(config, layout, load=saved_number_wise), alone, STEPS, SAVE_AFTER)
 
 
 @cache
@@ -156,7 +149,7 @@ def test_any_layout_goes_on_from_any_other(
     folder = tmp_path_factory.mktemp("pair")
     train_layout(with_stop(config, SAVE_AFTER), saved, save=folder)
     print(f"{saved.name} -> {loaded.name}")  # shown when the test fails
-    assert_goes_on(train_layout(config, loaded, load=folder), alone)
+    assert_same_curve(train_layout(config, loaded, load=folder), alone, STEPS, SAVE_AFTER)
 
 
 @pytest.mark.slow

@@ -15,7 +15,8 @@ from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.testing.distributed import run_distributed
 from ultramem_megatron.testing.layouts import Curve, Layout, train_layout
 from ultramem_megatron.testing.tiny import EXPERTS, tiny_config
-from ultramem_megatron.testing.tolerances import LOSS_CURVE_RELATIVE as RELATIVE
+
+from .conftest import assert_same_curve
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="forked ranks need a machine without CUDA")
 
@@ -53,12 +54,6 @@ def with_stop(config: RunConfig, step: int) -> RunConfig:
     return dataclasses.replace(config, training=dataclasses.replace(config.training, stop_after=step))
 
 
-def assert_same_curve(found: Curve, expected: Curve, start: int = 0) -> None:
-    assert len(found.losses) == STEPS - start
-    assert found.losses == pytest.approx(expected.losses[start:], rel=RELATIVE)
-    assert found.gradient_norms == pytest.approx(expected.gradient_norms[start:], rel=RELATIVE)
-
-
 @pytest.mark.parametrize("per_token", [1, 2])
 def test_it_learns(megatron: ModuleType, per_token: int) -> None:
     config = tiny_config(
@@ -79,7 +74,7 @@ def alone(megatron: ModuleType) -> Curve:
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
 def test_every_layout_gives_the_same_curve(layout: Layout, alone: Curve) -> None:
-    assert_same_curve(train_layout(moe_config(), layout), alone)
+    assert_same_curve(train_layout(moe_config(), layout), alone, STEPS)
     assert alone.losses[-1] < alone.losses[0]
 
 
@@ -102,7 +97,7 @@ def test_a_checkpoint_goes_on_under_another_layout(
 ) -> None:
     train_layout(with_stop(moe_config(), SAVE_AFTER), NAMED[saver], save=tmp_path)
     for loader in loaders:
-        assert_same_curve(train_layout(moe_config(), NAMED[loader], load=tmp_path), alone, start=SAVE_AFTER)
+        assert_same_curve(train_layout(moe_config(), NAMED[loader], load=tmp_path), alone, STEPS, SAVE_AFTER)
 
 
 @pytest.mark.slow
@@ -111,10 +106,10 @@ def test_experts_beside_value_tables(megatron: ModuleType, tmp_path: Path) -> No
     config = moe_config("memory.variant=ultramem", "memory.spans=1:2")
     split = Layout("mem 2", 2, ("memory.parallel_size=2", "memory.partition=number_wise"))
     expected = train_layout(config, ALONE)
-    assert_same_curve(train_layout(config, split), expected)
+    assert_same_curve(train_layout(config, split), expected, STEPS)
     train_layout(with_stop(config, SAVE_AFTER), split, save=tmp_path)
     for layout in (ALONE, split, Layout("TP2+SP", 2, (*TP2, "memory.parallel_size=2"))):
-        assert_same_curve(train_layout(config, layout, load=tmp_path), expected, start=SAVE_AFTER)
+        assert_same_curve(train_layout(config, layout, load=tmp_path), expected, STEPS, SAVE_AFTER)
 
 
 @pytest.mark.slow

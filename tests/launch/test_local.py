@@ -296,7 +296,7 @@ def test_how_a_rank_may_end(launch: Launch, body: str, status: int, words: str) 
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["calibrate", "pretrain"])
 def test_nothing_speaks_against_a_fork_after_the_imports(verb: str) -> None:
-    """No thread, whatever the number of cores, no CUDA; and nobody waits for the import of the compiler."""
+    """No thread, whatever the number of cores, no CUDA; and nobody waits for the import of Inductor."""
     script = (
         "import os, sys; from ultramem_launch.template import Template\n"
         f"from ultramem_launch.{verb} import RANK_IMPORTS\n"

@@ -1,9 +1,8 @@
 """Importing this module imports megatron-core, in half the time. Come here before anything of megatron-core is named.
 
-megatron-core hands some forty functions to ``torch.compile`` as it is imported. The first of them brings in the whole
-compiler, two to three seconds of a core for every rank, and most runs never call one of these functions. Here each is
-compiled when it is first called; without a GPU it stays as it is, as what it would save there is less than the seconds
-that a C++ compiler takes for it.
+megatron-core hands some forty functions to ``torch.compile`` as it is imported. The first of them brings in
+Inductor, two to three seconds of a core for every rank, and most runs never call one of these functions. Here each is
+compiled when it is first called; without a GPU it stays as it is, and needs no C++ compiler.
 """
 
 import functools
