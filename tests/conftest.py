@@ -5,6 +5,7 @@ import random
 from collections.abc import Iterator
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 # Before numpy and torch start their thread pools: a fork loses threads, and the ranks of a test share few cores
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -15,7 +16,12 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-settings.register_profile("untimed", deadline=None)  # a loaded machine is no fault of the code
+from ultramem_megatron.testing.budget import budget  # noqa: E402
+
+from .left_out import lines_of  # noqa: E402
+
+# a loaded machine is no fault of the code; a test may name a budget of its own
+settings.register_profile("untimed", deadline=None, max_examples=budget(100, 2000))
 settings.load_profile("untimed")
 torch.set_num_threads(1)
 
@@ -38,17 +44,28 @@ TRAINING_MODULES = (
 )
 
 
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of pytest-xdist: the longest files first."""
+    from .order import LongestFilesFirst  # where there are no workers pytest-xdist may be missing
+
+    return LongestFilesFirst(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Jobs on Slurm first; skip tests marked ``gpu`` where no CUDA device is usable."""
-    # they mostly wait, so other workers have the machine meanwhile; and the first tests all go to one worker of
-    # pytest-xdist, so that there is one cluster
-    items.sort(key=lambda item: "slurm" not in item.path.parent.name)
+    """Skip tests marked ``gpu`` where no CUDA device is usable."""
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device, and torch.cuda.is_available() is False here")
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was left out, and how to get it."""
+    skipped = [(report.nodeid, str(report.longrepr[2])) for report in terminalreporter.stats.get("skipped", [])]
+    for line in lines_of(skipped):
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(autouse=True)

@@ -34,6 +34,8 @@ class Slurm:
     """The cluster whose state is in ``root``."""
 
     root: Path
+    site: Path = Path(os.devnull)
+    """Site file of all jobs."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -44,7 +46,7 @@ class Slurm:
             "SLURM_CONF": str(self.root / "etc" / "slurm.conf"),
             "PYTHONPATH": os.pathsep.join(code),
             "PYTHONWARNINGS": "ignore",
-            "ULTRAMEM_SITE": os.devnull,
+            "ULTRAMEM_SITE": str(self.site),
         }
 
     def dev_cluster(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -69,12 +71,12 @@ class Slurm:
         return subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment, cwd=cwd)
 
     def submit(self, config: Path, settings: tuple[str, ...], run_dir: Path, *options: str, **variables: str) -> str:
-        """Two ranks on each node. Returns the job's id.
+        """A job of CPU ranks. Returns its id.
 
         Raises:
             RuntimeError: It was refused.
         """
-        arguments = ["submit", str(config), *settings, "--run-dir", str(run_dir), "--tasks-per-node", "2", "--json"]
+        arguments = ["submit", str(config), *settings, "--run-dir", str(run_dir), "--json"]
         done = self.ultramem(*arguments, *options, cwd=config.parent, **variables)
         if done.returncode:
             raise RuntimeError(done.stderr)
@@ -151,15 +153,15 @@ def newest_step(run_dir: Path) -> int:
     return max((int(record["step"]) for record in read_records(file)), default=0) if file.exists() else 0
 
 
-def first_free_port(first: int, last: int) -> int:
-    """Of ``first``, ``first`` + 1000, ... one at which a cluster of two nodes finds its ports free.
+def first_free_port(first: int, last: int, nodes: int = 2) -> int:
+    """Of ``first``, ``first`` + 1000, ... one at which a cluster finds its ports free.
 
     Raises:
         RuntimeError: There is none.
     """
     for port in range(first, last, 1000):
         try:
-            for one in (port, port + 11, port + 12):
+            for one in (port, *(port + 11 + node for node in range(nodes))):
                 socket.create_server(("127.0.0.1", one)).close()
         except OSError:
             continue

@@ -62,7 +62,7 @@ class Trial:
 
     def submit(self, *settings: str, **variables: str) -> None:
         """Two nodes, no checks before the run."""
-        options = ("--nodes", "2", "--preflight", "none", "--max-restarts", "2")
+        options = ("--nodes", "2", "--tasks-per-node", "2", "--preflight", "none", "--max-restarts", "2")
         pace = {"FAULT_PACE_SECONDS": str(PACE_SECONDS)}
         self.job = self.slurm.submit(self.config, (*SETTINGS, *settings), self.run_dir, *options, **pace | variables)
 
