@@ -9,7 +9,7 @@ PYTEST_WORKERS ?= 2
 
 export PYTHONWARNINGS ?= ignore
 
-.PHONY: env quickstart test test-fast check format clean
+.PHONY: env quickstart test test-fast test-deep coverage check format clean
 
 env: $(READY)
 
@@ -33,11 +33,22 @@ quickstart: $(READY)
 	$(BIN)/ultramem pretrain quickstart --run-dir $(RUN_DIR) --local $(PROCESSES)
 	$(BIN)/ultramem generate --run-dir $(RUN_DIR) --prompt "The capital of France" --temperature 0.5
 
+# --dist: how pytest-xdist asks tests/order.py, which hands out whole files, the longest first
+PYTEST := $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile
+
 test: $(READY)
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS)
+	$(PYTEST)
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) -m "not slow"
+	$(PYTEST) -m "not slow"
+
+# before a release: many more examples, steps and cases
+test-deep: export ULTRAMEM_TEST_DEPTH = deep
+test-deep: $(READY)
+	$(PYTEST) --timeout=7200
+
+coverage: $(READY)
+	$(BIN)/python tools/coverage_of_tests
 
 check: $(READY)
 	PATH="$(BIN):$$PATH" tools/check
@@ -47,4 +58,4 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage

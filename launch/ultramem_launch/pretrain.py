@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from ultramem_megatron.planning.plan import Plan
 
 RANK_IMPORTS = (
-    "ultramem_megatron.parallel.mcore_import",  # before others import megatron-core the slow way
     "ultramem_megatron.measuring.fingerprint",
     "ultramem_megatron.parallel.mcore_repairs",
     "ultramem_megatron.planning.choose",

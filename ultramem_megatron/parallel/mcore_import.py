@@ -1,13 +1,12 @@
-"""Importing this module imports megatron-core, in half the time. Come here before anything of megatron-core is named.
+"""What stands in place of ``torch.compile`` while megatron-core is imported.
 
-megatron-core hands some forty functions to ``torch.compile`` as it is imported. The first of them brings in
-Inductor, two to three seconds of a core for every rank, and most runs never call one of these functions. Here each is
-compiled when it is first called; without a GPU it stays as it is, and needs no C++ compiler.
+Each function is compiled when it is first called; without a GPU it stays as it is, and needs no C++ compiler. Why, and
+who sees to it: `mcore_finder.py`.
 """
 
 import functools
-import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,12 +30,11 @@ def compiled_at_first_call(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _import_megatron() -> None:
+@contextmanager
+def compiling_at_first_call() -> Iterator[None]:
+    """While ``megatron.core`` is executed: its jit.py keeps what stands in torch for modules imported later."""
     undo = put(torch, "compile", compiled_at_first_call)
     try:
-        importlib.import_module("megatron.core")  # its jit.py keeps what stands in torch for modules imported later
+        yield
     finally:
         undo()
-
-
-_import_megatron()

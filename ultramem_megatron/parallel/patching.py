@@ -28,7 +28,7 @@ _installed: dict[str, list[Undo]] = {}  # a patch of the process is process stat
 
 def apply_entries(entries: Iterable[Entry]) -> None:
     """Put each entry in place; one that is there already stays as it is. Costs the import of megatron-core."""
-    importlib.import_module("ultramem_megatron.parallel.mcore_import")
+    importlib.import_module("megatron.core")
     for entry in entries:
         if entry.name not in _installed:
             _installed[entry.name] = entry.apply()
