@@ -8,6 +8,8 @@ PROCESSES ?= 4
 PYTEST_WORKERS ?= 2
 
 export PYTHONWARNINGS ?= ignore
+# every program that a test starts would compile our code anew
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: env quickstart test test-fast test-deep coverage check format clean
 

@@ -11,9 +11,7 @@ from typing import Any
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_variable] = "1"
 
-import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 from ultramem_megatron.testing.budget import budget  # noqa: E402
@@ -23,11 +21,6 @@ from .left_out import lines_of  # noqa: E402
 # a loaded machine is no fault of the code; a test may name a budget of its own
 settings.register_profile("untimed", deadline=None, max_examples=budget(100, 2000))
 settings.load_profile("untimed")
-torch.set_num_threads(1)
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # triton reads it when a kernel is decorated: before any kernel is imported
-
 SEED = 1234
 
 TRAINING_MODULES = (
@@ -44,6 +37,15 @@ TRAINING_MODULES = (
 )
 
 
+def pytest_collection() -> None:
+    """One thread, before any test module is imported. The process that only hands out tests does without torch."""
+    import torch
+
+    torch.set_num_threads(1)
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"  # triton reads it when a kernel is decorated
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Of pytest-xdist: the longest files first."""
     from .order import LongestFilesFirst  # where there are no workers pytest-xdist may be missing
@@ -53,6 +55,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests marked ``gpu`` where no CUDA device is usable."""
+    import torch
+
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device, and torch.cuda.is_available() is False here")
@@ -71,6 +75,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(autouse=True)
 def fixed_seeds() -> None:
     """The same random numbers in a test, whatever ran before it. Forked ranks inherit the state."""
+    import numpy as np
+    import torch
+
     random.seed(SEED)
     np.random.seed(SEED)
     torch.manual_seed(SEED)
@@ -82,6 +89,8 @@ def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
 
     torch couples this to deterministic algorithms, which would take other kernels on a GPU: CPU tests only.
     """
+    import torch
+
     if request.node.get_closest_marker("gpu"):
         yield
         return
@@ -95,6 +104,8 @@ def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
 def megatron() -> ModuleType:
     """``megatron.core`` and what trains with it, imported once for all tests and their forked ranks, with the CPU seam
     where it is needed."""
+    import torch
+
     if not torch.cuda.is_available():
         import_module("ultramem_megatron.parallel.cpu_seam").install()
     import_module("ultramem_megatron.parallel.mcore_repairs").install()
