@@ -111,4 +111,6 @@ def megatron() -> ModuleType:
     import_module("ultramem_megatron.parallel.mcore_repairs").install()
     for name in TRAINING_MODULES:
         import_module(name)
+    # each forked rank would parse it anew
+    import_module("ultramem_megatron.planning.profile_file").built_in_profile("cpu-loopback")
     return import_module("megatron.core")
