@@ -78,13 +78,12 @@ def test_what_people_write_is_taken(text: str, value: object) -> None:
     assert read_yaml(text) == value
 
 
-scalars = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text()
-)
+texts = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=9)
+scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), texts)
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.dictionaries(st.text(max_size=9), st.one_of(scalars, st.lists(scalars, max_size=3)), max_size=4))
+@given(st.dictionaries(texts, st.one_of(scalars, st.lists(scalars, max_size=3)), max_size=4))
 def test_what_is_written_is_read(content: dict[str, object]) -> None:
     assert read_yaml(write_yaml(content)) == content
 
