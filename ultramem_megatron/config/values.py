@@ -13,8 +13,6 @@ MOST_BYTES = 4096
 """Of a text field."""
 _WHOLE = re.compile(r"[+-]?[0-9]+(_[0-9]+)*")
 _REAL = re.compile(r"[+-]?([0-9]+(_[0-9]+)*\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-_EXACT = 2**53
-"""Up to here every whole number is a float, too."""
 _WORDS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
 _MARKS = ("${", "???")
 _HIDDEN = {"Cc", "Cs", "Zl", "Zp"}
@@ -54,7 +52,7 @@ def _whole(path: str, value: Any) -> int:
     if isinstance(value, str) and _WHOLE.fullmatch(value) and len(value) <= 100:
         return int(value)
     real = _as_real(value)
-    if real is not None and real.is_integer() and abs(real) <= _EXACT:  # 1e3, 10.0
+    if real is not None and real.is_integer():  # 1e3, 10.0
         return int(real)
     raise _wrong_type(path, value, "a whole number")
 
