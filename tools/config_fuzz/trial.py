@@ -1,6 +1,7 @@
 """Two steps of what was accepted and planned: it trains, or is refused with a reason."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ import torch.distributed as dist
 from ultramem_launch.verbs.info import describe
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.errors import RunFailure, UltraMemError, one_paragraph
+from ultramem_megatron.parallel import cpu_seam, mcore_repairs
 from ultramem_megatron.planning.choose import choose_plan
 from ultramem_megatron.planning.cluster import local_cluster
 from ultramem_megatron.testing.distributed import run_distributed
@@ -28,7 +30,13 @@ def is_small(config: RunConfig) -> bool:
     validated = config.training.eval_batches * batch if config.training.eval_interval else 0
     flops = facts["flops_per_token"] * config.model.seq_length * (3 * STEPS * batch + validated)
     passes = (STEPS * batch + validated) / config.training.micro_batch_size * config.model.layers
-    return flops < MOST_FLOPS and facts["parameters"]["total"] < MOST_PARAMETERS and passes < MOST_PASSES
+    return flops < MOST_FLOPS and sum(facts["parameters"].values()) < MOST_PARAMETERS and passes < MOST_PASSES
+
+
+def prepare() -> None:
+    """Once, before ranks are forked: megatron-core is changed so that it runs on CPUs."""
+    cpu_seam.install()
+    mcore_repairs.install()
 
 
 def train(config: RunConfig, run_dir: Path) -> tuple[str, str]:
@@ -57,5 +65,8 @@ def train(config: RunConfig, run_dir: Path) -> tuple[str, str]:
 
 
 def _train(config: RunConfig, run_dir: Path) -> None:
+    silence = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):  # hundreds of runs would tell their steps
+        os.dup2(silence, stream)
     plan = choose_plan(config, local_cluster(dist.get_world_size()))
     pretrain(config, plan, run_dir, torch.device("cpu"))
