@@ -66,9 +66,10 @@ def ranges_of(section: type) -> Mapping[str, Between]:
     return found
 
 
-def require_ranges(name: str, section: Any) -> None:
+def require_ranges(name: str, section: object) -> None:
     """Refuse a section with a number outside of its range."""
-    for field, between in ranges_of(type(section)).items():
+    ranges = ranges_of(type(section))  # type: ignore[arg-type]  # mypy: a class whose instances have __hash__ has none
+    for field, between in ranges.items():
         value = getattr(section, field)
         for path, number in _numbers(f"{name}.{field}", value):
             between.check(path, number)

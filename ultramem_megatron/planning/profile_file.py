@@ -19,6 +19,8 @@ from ultramem_megatron.planning.profile import ClusterProfile, Collective, Level
 BUILT_IN = ("dgx-a100-80g", "dgx-a100-40g", "hgx-h100", "hgx-h200", "cpu-loopback")
 MOST_BYTES = 16 * 2**20
 """Of a file; a calibrated profile has some hundred KiB."""
+MOST_SHOWN = 80
+"""Characters of a text that cannot be, in an error."""
 SUFFIXES = (".yaml", ".yml", ".json")
 _REMEDY = "mend it, or measure the cluster anew with `ultramem calibrate`"
 
@@ -85,7 +87,9 @@ def _first_fault(error: ValidationError) -> str:
         near = difflib.get_close_matches(str(first["loc"][-1]), _known_keys(first["loc"][:-1]), n=1, cutoff=0.0)
         return f"{where} is not a key of a profile" + (f'; the nearest is "{near[0]}"' if near else "")
     rule = first["msg"][0].lower() + first["msg"][1:]
-    return f"{where} = {shown(first['input'])} cannot be: {rule}"
+    value = first["input"]
+    written = value if isinstance(value, str) and len(value) <= MOST_SHOWN else shown(value)
+    return f"{where} = {written} cannot be: {rule}"
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:
