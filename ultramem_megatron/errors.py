@@ -1,5 +1,35 @@
 """The errors a user can meet. Each says where, what, why, and what to do; ``assert`` is for our own bugs."""
 
+import re
+import reprlib
+
+MOST_CHARACTERS = 1_000
+"""Of an error as it is printed."""
+
+
+class _Short(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxdict, self.maxlist, self.maxtuple, self.maxset = 2, 4, 6, 6, 6
+        self.maxstring, self.maxlong, self.maxother = 80, 60, 80
+
+
+def shown(value: object) -> str:
+    """A value from outside as it can stand in a message: as Python writes it, but never long."""
+    return _Short().repr(value)
+
+
+def one_paragraph(text: str) -> str:
+    """What may be shown on a terminal of a message that holds text from outside: one line, no character that a terminal
+    obeys or hides, at most ``MOST_CHARACTERS``. The middle is left out, for the end says what to do."""
+    joined = re.sub(r"\s*[\r\n]\s*", " ", text.strip())
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in joined)
+    if len(line) <= MOST_CHARACTERS:
+        return line
+    left_out = f" ... {len(line) - MOST_CHARACTERS} characters and more are left out here ... "
+    head = (MOST_CHARACTERS - len(left_out)) // 2
+    return line[:head] + left_out + line[len(line) - (MOST_CHARACTERS - len(left_out) - head) :]
+
 
 class UltraMemError(ValueError):
     """Something the user can mend. The command line prints it as one paragraph and exits with 2."""

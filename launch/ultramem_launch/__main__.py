@@ -25,7 +25,7 @@ from ultramem_launch.verbs import (
     validate,
     volume,
 )
-from ultramem_megatron.errors import RunFailure, UltraMemError
+from ultramem_megatron.errors import RunFailure, UltraMemError, one_paragraph
 
 app = typer.Typer(
     name="ultramem",
@@ -72,26 +72,27 @@ def main() -> None:
         from ultramem_launch.ending import RULES, outcome_of
 
         outcome = outcome_of(error)
-        _tell(f"{outcome}: {error}\n")
+        _tell(f"{outcome}: {error}")
         sys.stdout.flush()
         os._exit(RULES[outcome].exit_status)
     except UltraMemError as error:
         if "--debug" in sys.argv:
             raise
-        _tell(f"{type(error).__name__}: {error}\n")
+        _tell(f"{type(error).__name__}: {error}")
         # at once: other ranks may wait for this one, and a clean-up that talks to them would hang
         sys.stdout.flush()
         os._exit(exit_codes.BAD_INPUT)
 
 
-def _tell(paragraph: str) -> None:
+def _tell(text: str) -> None:
     from ultramem_launch.local import ERROR_FILE
 
+    line = one_paragraph(text) + "\n"
     file = os.environ.get(ERROR_FILE)
     if file:
-        Path(file).write_text(paragraph)
+        Path(file).write_text(line)
     else:
-        sys.stderr.write(paragraph)
+        sys.stderr.write(line)
         sys.stderr.flush()
 
 

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ultramem_megatron.errors import ConfigError
+from ultramem_megatron.files import file_is_there
 
 if TYPE_CHECKING:
     from ultramem_megatron.config.run import RunConfig
 
 RECIPES = Path(__file__).parent / "recipes"
+MOST_SHOWN = 200
+"""Characters of a CONFIG that is none, in an error."""
 
 
 def recipe_names() -> list[str]:
@@ -28,10 +31,12 @@ def find_config(name: str) -> Path:
     if name in recipe_names():
         return recipe
     path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
+    if path.suffix in (".yaml", ".yml") or file_is_there(path):
         return path
-    near = difflib.get_close_matches(name, recipe_names(), n=1, cutoff=0.0)
-    raise ConfigError(f'CONFIG "{name}" is neither a YAML file nor a recipe; the nearest recipe is "{near[0]}"')
+    near = difflib.get_close_matches(name[:MOST_SHOWN], recipe_names(), n=1, cutoff=0.0)
+    raise ConfigError(
+        f'CONFIG "{name[:MOST_SHOWN]}" is neither a YAML file nor a recipe; the nearest recipe is "{near[0]}"'
+    )
 
 
 def load_config(name: str, overrides: Sequence[str]) -> "RunConfig":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ultramem_launch import ending
 from ultramem_launch.ending import Ending, attempt_of_this_process, clear_ending, failures_recorded, record_ending
 from ultramem_launch.place import find_place
-from ultramem_megatron.errors import LaunchError, PlanError
+from ultramem_megatron.errors import LaunchError, PlanError, one_paragraph
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def _saved_plan(path: Path) -> "Plan | None":
     try:
         return Plan.load(path)
     except PlanError as error:
-        logger.warning("%s. This run plans anew", str(error).removesuffix("."))
+        logger.warning("%s. This run plans anew", one_paragraph(str(error)).removesuffix("."))
         return None
 
 
@@ -92,7 +92,7 @@ def _still_fits(plan: "Plan", config: "RunConfig", world_size: int) -> bool:
         check_plan_matches(plan, config, world_size)
     except PlanError as error:
         # the remedy in the error is for who pinned the plan; this run helps itself
-        logger.warning("%s; this run plans anew", str(error).partition("; plan again")[0])
+        logger.warning("%s; this run plans anew", one_paragraph(str(error).partition("; plan again")[0]))
         return False
     return True
 

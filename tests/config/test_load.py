@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ultramem_launch.configs import find_config, recipe_names
-from ultramem_megatron.config.load import load_run_config, parse_override, read_yaml, resolve, to_plain, to_yaml
+from ultramem_megatron.config.load import load_run_config, parse_override, resolve, to_plain, to_yaml
 from ultramem_megatron.config.memory import PartitionName, VariantName
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.config.training import Precision
+from ultramem_megatron.config.yaml_text import read_yaml
 from ultramem_megatron.errors import ConfigError
 
 MEMORY = {"memory": {"variant": "ultramem", "spans": "1:2"}}
@@ -86,24 +87,24 @@ def test_a_value_takes_the_type_of_its_field(override: str, read: Any) -> None:
         ("layers=2", r'unknown key "layers"; the nearest known key is "model\.layers"'),
         ("model=2", r"^model=2: model is a section and needs keys of its own, not 2$"),
         ("model.layers=", r"^model\.layers = None has the wrong type"),
-        ("model.layers=two", r"^model\.layers = 'two' has the wrong type: .* could not be converted to Integer"),
+        ("model.layers=two", r"^model\.layers = 'two' has the wrong type: it must be a whole number$"),
         ("model.layers=4.5", r"^model\.layers = 4\.5 has the wrong type"),
         ("model.layers=true", r"^model\.layers = True has the wrong type"),
         ("model.layers=[1]", r"^model\.layers = \[1\] has the wrong type"),
         ("model.layers.x=1", r"^model\.layers = \{'x': 1\} has the wrong type"),
-        ("optimizer.beta1=high", r"^optimizer\.beta1 = 'high' has the wrong type: .* could not be converted to Float"),
+        ("optimizer.beta1=high", r"^optimizer\.beta1 = 'high' has the wrong type: it must be a number$"),
         ("optimizer.learning_rate=nan", r"^optimizer\.learning_rate = nan must be a finite number$"),
         ("optimizer.weight_decay=inf", r"^optimizer\.weight_decay = inf must be a finite number$"),
         ("optimizer.learning_rate=1e999", r"^optimizer\.learning_rate = inf must be a finite number$"),
-        ("data.sources.a=nan", r"^data\.sources = \{'a': 'nan'\} must be a finite number$"),
+        ("data.sources.a=nan", r"^data\.sources\.a = nan must be a finite number$"),
         ("data.sources=3", r"^data\.sources = 3 has the wrong type"),
-        ("data.sources={~: 2}", r"^data\.sources=\{~: 2\} holds what no setting can be"),
+        ("data.sources={~: 2}", r"^a name in data\.sources = None has the wrong type: it must be text"),
         ("data.folder=1e5", r"^data\.folder = 100000\.0 must be text; write it in quotes$"),
         ("data.folder=true", r"^data\.folder = True must be text; write it in quotes$"),
-        ("data.folder=!!set {a}", r"^data\.folder=!!set \{a\} holds what no setting can be"),
-        ("model.layers=${model.heads}", r"model\.layers = \$\{model\.heads\} is a reference; settings are plain"),
-        ("data.folder=${", r"data\.folder = \$\{ is a reference"),
-        ("model.layers=???", r"model\.layers = \?\?\? is a reference"),
+        ("data.folder=!!set {a}", r"cannot be read as YAML: could not determine a constructor for the tag .*:set'"),
+        ("model.layers=${model.heads}", r"^model\.layers = '\$\{model\.heads\}' has the wrong type"),
+        ("data.folder=${", r"^data\.folder = '\$\{' is a reference; settings are plain, write its value$"),
+        ("model.layers=???", r"^model\.layers = '\?\?\?' has the wrong type"),
         (
             "model.layers",
             r'^override "model\.layers" is not of the form section\.key=value, as in training\.steps=100$',
@@ -165,9 +166,9 @@ plain_words = words.filter(lambda word: "${" not in word and "???" not in word)
 @given(
     folder=plain_words,
     sources=st.dictionaries(plain_words, st.floats(1e-9, 1e9), max_size=3),
-    rate=st.floats(1e-12, 1e3),
-    layers=st.integers(1, 10**6),
-    parallel_size=st.one_of(st.just("auto"), st.integers(1, 10**9).map(str)),
+    rate=st.floats(1e-12, 100),
+    layers=st.integers(1, 4096),
+    parallel_size=st.one_of(st.just("auto"), st.integers(1, 999_999).map(str)),
     gated=st.booleans(),
     precision=st.sampled_from(Precision),
 )

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from ultramem_launch.__main__ import app
 from ultramem_launch.configs import recipe_names
 
-HEAVY = {"torch", "megatron", "numpy", "triton", "omegaconf", "pydantic", "tensorboard", "rich.console"}
+HEAVY = {"torch", "megatron", "numpy", "triton", "pydantic", "tensorboard", "rich.console"}
 
 
 def verbs() -> list[tuple[str, ...]]:

@@ -21,7 +21,7 @@ from ultramem_megatron.planning.plan import Plan
 
 ROOT = Path(__file__).parents[2]
 
-LIBRARIES = ("numpy", "omegaconf", "pydantic", "pyyaml", "typer")
+LIBRARIES = ("numpy", "pydantic", "pyyaml", "typer")
 """What a login node needs, with what these need themselves."""
 
 

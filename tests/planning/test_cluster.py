@@ -43,6 +43,10 @@ def test_local_ranks_share_the_memory_of_this_machine() -> None:
         ("local:", '"" is not a number; write local:N'),
         ("local:-2", '"-2" is not a number'),
         ("local:two", '"two" is not a number'),
+        ("local:\uff12", "is not a number"),
+        ("local:" + "9" * 5000, "has more than 100000 ranks; name fewer, as in local:4"),
+        ("n" * 50_000, "is unknown; the nearest is"),
+        ("n" * 300 + ".json", "cannot be read"),
     ],
 )
 def test_bad_names_are_refused_with_a_remedy(text: str, message: str) -> None:

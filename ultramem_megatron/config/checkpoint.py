@@ -1,19 +1,19 @@
 """When checkpoints are written and how many are kept."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from ultramem_megatron.config.check import require_positive
-from ultramem_megatron.errors import ConfigError
+from ultramem_megatron.config.check import MOST_STEPS, Between, require_path, require_ranges
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointConfig:
     """Checkpoints live in ``<run-dir>/checkpoints``."""
 
-    interval: int = 100
+    interval: Annotated[int, Between(0, MOST_STEPS, "at the end alone")] = 100
     """Save every so many steps, and at the end; 0 for only at the end or on a signal."""
 
-    keep: int = 2
+    keep: Annotated[int, Between(1, 10**6)] = 2
     """Newest checkpoints kept."""
 
     async_save: bool = True
@@ -24,6 +24,5 @@ class CheckpointConfig:
     """Start from the newest checkpoint of this folder when the run has none of its own yet."""
 
     def __post_init__(self) -> None:
-        require_positive("checkpoint.keep", self.keep)
-        if self.interval < 0:
-            raise ConfigError(f"checkpoint.interval = {self.interval} must be 0 or a number of steps")
+        require_ranges("checkpoint", self)
+        require_path("checkpoint.load", self.load)

@@ -1,8 +1,9 @@
 """Where the tokens come from."""
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from ultramem_megatron.config.check import require_positive
+from ultramem_megatron.config.check import Between, require_path, require_ranges
 from ultramem_megatron.errors import ConfigError
 
 
@@ -13,7 +14,7 @@ class DataConfig:
     folder: str = "data_cache/quickstart"
     """Holds ``tokenizer.json`` and ``<source>/{train,validation,test}.{bin,idx}``; made by ``ultramem data``."""
 
-    sources: dict[str, float] = field(default_factory=dict)
+    sources: dict[str, Annotated[float, Between(1e-9, 1e9)]] = field(default_factory=dict)
     """Share of each source in the training samples, any positive numbers; empty: all sources of the folder,
     by their number of tokens. Validation reports each source on its own."""
 
@@ -21,7 +22,9 @@ class DataConfig:
     """Seeded random tokens instead of a folder, for tests and benchmarks."""
 
     def __post_init__(self) -> None:
-        for name, weight in self.sources.items():
-            require_positive(f"data.sources.{name}", weight)
+        require_ranges("data", self)
+        require_path("data.folder", self.folder)
+        for name in self.sources:
+            require_path("a name in data.sources", name)
         if not self.folder and not self.synthetic:
             raise ConfigError("data.folder is empty; name a folder made by `ultramem data build`")

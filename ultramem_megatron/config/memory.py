@@ -1,10 +1,12 @@
 """The memory layers: what they are, where they sit, how their tables are split."""
 
 import math
+import re
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated
 
-from ultramem_megatron.config.check import require_divides, require_positive
+from ultramem_megatron.config.check import Between, Share, Width, require_divides, require_positive, require_ranges
 from ultramem_megatron.errors import ConfigError
 
 
@@ -47,6 +49,9 @@ class GroupPlacement(StrEnum):
     SPREAD = "spread"
     """Ranks far apart: the copies of a shard are neighbours. Fast synchronisation of the copies."""
 
+
+_COUNT = re.compile(r"[1-9][0-9]{0,5}")
+_SPAN = re.compile(r"\s*([0-9]{1,6})\s*:\s*([0-9]{1,6})\s*", re.ASCII)
 
 MOST_ROWS = 2**31
 """Row numbers travel as int32 ..."""
@@ -104,25 +109,29 @@ def parse_spans(text: str) -> tuple[Span, ...]:
     """
     spans: list[Span] = []
     for part in text.split("/"):
-        try:
-            read, add = (int(number) for number in part.split(":"))
-        except ValueError:
+        match = _SPAN.fullmatch(part)
+        if match is None:
             raise ConfigError(
-                f'memory.spans = "{text}" is not a list of spans: "{part}" should read a:b, '
+                f"memory.spans = {_short(text)} is not a list of spans: {_short(part)} should read a:b, "
                 'as in "1:2/3:4" (read at block a, add at block b, counted from 1)'
-            ) from None
+            )
+        read, add = int(match[1]), int(match[2])
         if not 1 <= read <= add:
             raise ConfigError(
-                f'memory.spans = "{text}": span {part} is out of range or runs backwards; '
+                f"memory.spans = {_short(text)}: span {part} is out of range or runs backwards; "
                 "blocks count from 1 and the first number must not exceed the second"
             )
         if spans and read <= spans[-1].add:
             raise ConfigError(
-                f'memory.spans = "{text}": span {part} begins at or before block {spans[-1].add}, where '
+                f"memory.spans = {_short(text)}: span {part} begins at or before block {spans[-1].add}, where "
                 f"{spans[-1]} still runs; one result is under way at a time, so start it at {spans[-1].add + 1}"
             )
         spans.append(Span(read, add))
     return tuple(spans)
+
+
+def _short(text: str) -> str:
+    return f'"{text}"' if len(text) <= 100 else f'"{text[:100]}..."'
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,49 +144,49 @@ class MemoryConfig:
     spans: str = ""
     """Where the layers read and add: ``"a:b/c:d"``, counted from 1 as in the paper."""
 
-    keys_per_side: int = 128
+    keys_per_side: Annotated[int, Between(1, math.isqrt(MOST_ROWS))] = 128
     """Physical row (= column) keys [n]. A table holds n * n rows."""
 
-    top_m: int = 16
+    top_m: Annotated[int, Between(1, 2**16)] = 16
     """Slots kept per head and token [m]."""
 
-    side_top_m: int = 0
+    side_top_m: Annotated[int, Between(0, 2**16, "as many as top_m")] = 0
     """Row (= column) keys from which the slots are chosen; 0 for ``top_m``. A cap keeps the grid of candidates small
     when ``top_m`` is large (UltraMemV2: 128)."""
 
-    heads: int = 2
+    heads: Annotated[int, Between(1, 1024)] = 2
     """Key sets [H]; all read one table."""
 
-    heads_per_query: int = 2
+    heads_per_query: Annotated[int, Between(1, 1024)] = 2
     """Heads that share one query (paper Table 2, "share query"); 1 gives each its own."""
 
-    key_dim: int = 64
+    key_dim: Width = 64
     """Width of a row (or column) key [Dk]; ``key_layout`` says what of it each Tucker rank has."""
 
     key_layout: KeyLayout = KeyLayout.SPLIT
     """What the Tucker ranks share."""
 
-    value_dim: int = 64
+    value_dim: Width = 64
     """Stored width of a table row [Dv]. Where it is not ``model.hidden``, a projection follows the pooling (paper
     Table 2, "half vdim+proj")."""
 
-    pre_value_dim: int = 0
+    pre_value_dim: Annotated[int, Between(0, 2**20, "none")] = 0
     """``ultramem_v2``: width of a second table, whose row times a projection of the input weighs the slot [Dp]."""
 
     softmax: bool = False
     """Weigh a head's picks by the softmax of their scores instead of the scores: PKM as it was (paper Table 2, "rm
     softmax" takes it away)."""
 
-    tucker_rank: int = 2
+    tucker_rank: Annotated[int, Between(0, 64)] = 2
     """Rank of the Tucker core [r] (TDQKR)."""
 
-    cores: int = 2
+    cores: Annotated[int, Between(1, 1024)] = 2
     """Score cores [h] (MCS); core i weighs the i-th slice of the value dimension."""
 
-    expansion: int = 4
+    expansion: Annotated[int, Between(1, MOST_BLOCKS)] = 4
     """Virtual blocks [E] (IVE); a square, because row and column keys grow by sqrt(E) each."""
 
-    query_conv_kernel: int = 5
+    query_conv_kernel: Annotated[int, Between(0, 1024, "none")] = 5
     """Taps of the causal depthwise convolution before the query projection; 0 for none. The paper does not
     state it; 5 fits the parameter and FLOP differences of its Table 2."""
 
@@ -190,16 +199,16 @@ class MemoryConfig:
     score_gain: ScoreGain = ScoreGain.PRODUCTS
     """How the improved initialisation scales the scores to average 1."""
 
-    dropout: float = 0.0
+    dropout: Share = 0.0
     """Share of entries dropped from a layer's output."""
 
-    auxiliary_weight: float = 1e-3
+    auxiliary_weight: Annotated[float, Between(0, 1000, "no such loss")] = 1e-3
     """Weight [alpha] of the loss on the core's lesser singular values (paper Table 5)."""
 
-    auxiliary_margin: float = 0.15
+    auxiliary_margin: Annotated[float, Between(0, 1000)] = 0.15
     """Singular values up to this [tau] cost nothing (paper Table 5)."""
 
-    shuffle_seed: int = 0
+    shuffle_seed: Annotated[int, Between(0, 2**32 - 1)] = 0
     """Seed of the bijection between virtual slots and (row, block)."""
 
     partition: PartitionName = PartitionName.AUTO
@@ -219,10 +228,10 @@ class MemoryConfig:
     """Lookups run beside the dense blocks of their span. The results are the same to the bit; only waiting differs."""
 
     def __post_init__(self) -> None:
+        require_ranges("memory", self)
+        self._check_sizes_of_groups()
         if self.variant is VariantName.NONE:
             return
-        for name in ("keys_per_side", "top_m", "heads", "heads_per_query", "key_dim", "value_dim", "expansion"):
-            require_positive(f"memory.{name}", getattr(self, name))
         if self.variant is not VariantName.PKM:
             self._check_cores()
         if self.heads % self.heads_per_query:
@@ -233,7 +242,8 @@ class MemoryConfig:
             )
         self._check_table()
         self._check_choice()
-        self._check_small_numbers()
+        if self.dropout == 1:
+            raise ConfigError("memory.dropout = 1.0 must be 0 (none) or a share below 1")
         self._check_place()
 
     def _check_cores(self) -> None:
@@ -242,7 +252,6 @@ class MemoryConfig:
                 f"memory.tucker_rank = {self.tucker_rank} must be at least 1: a score is a sum over pairs of ranks; "
                 "set it to 2, the paper's, or choose memory.variant = pkm, which has no core"
             )
-        require_positive("memory.cores", self.cores)
         if self.key_layout is KeyLayout.SPLIT:
             require_divides("memory.tucker_rank", self.tucker_rank, "memory.key_dim", self.key_dim)
         require_divides("memory.cores", self.cores, "memory.value_dim", self.value_dim)
@@ -253,13 +262,6 @@ class MemoryConfig:
             raise ConfigError(
                 f"memory.expansion = {self.expansion} is not a square, and row and column keys grow by its "
                 f"root each; the nearest squares are {side**2} and {(side + 1) ** 2}"
-            )
-        if self.expansion > MOST_BLOCKS:
-            raise ConfigError(f"memory.expansion = {self.expansion} exceeds {MOST_BLOCKS}, the most that fit one byte")
-        if self.num_rows > MOST_ROWS:
-            raise ConfigError(
-                f"memory.keys_per_side = {self.keys_per_side} makes a table of {self.num_rows} rows, and rows are "
-                f"numbered with 31 bits; set it to at most {math.isqrt(MOST_ROWS)}"
             )
         if self.keys_per_side < 2:
             raise ConfigError(
@@ -299,21 +301,6 @@ class MemoryConfig:
                 f"{self.grid_side} scores, which is 0 when all are taken; lower memory.top_m, or use products"
             )
 
-    def _check_small_numbers(self) -> None:
-        if self.shuffle_seed < 0:
-            raise ConfigError(f"memory.shuffle_seed = {self.shuffle_seed} must not be negative")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"memory.dropout = {self.dropout} must be 0 (none) or a share below 1")
-        if self.query_conv_kernel < 0:
-            raise ConfigError(
-                f"memory.query_conv_kernel = {self.query_conv_kernel} must be 0 (none) or a number of taps"
-            )
-        if self.auxiliary_weight < 0 or self.auxiliary_margin < 0:
-            raise ConfigError(
-                f"memory.auxiliary_weight = {self.auxiliary_weight} and memory.auxiliary_margin = "
-                f"{self.auxiliary_margin} must not be negative; 0 switches the loss off"
-            )
-
     def _check_place(self) -> None:
         if not self.spans:
             raise ConfigError(
@@ -321,10 +308,12 @@ class MemoryConfig:
                 'for instance memory.spans="1:2/3:4"'
             )
         parse_spans(self.spans)
+
+    def _check_sizes_of_groups(self) -> None:
         for name in ("parallel_size", "node_size"):
             value = getattr(self, name)
-            if value != "auto" and (not value.isdecimal() or int(value) < 1):
-                raise ConfigError(f"memory.{name} = {value} must be auto or a number of ranks from 1")
+            if value != "auto" and not _COUNT.fullmatch(value):
+                raise ConfigError(f"memory.{name} = {value[:40]} must be auto or a number of ranks from 1 to 999999")
 
     @property
     def span_list(self) -> tuple[Span, ...]:

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated
 
-from ultramem_megatron.config.check import require_positive
+from ultramem_megatron.config.check import Between, Share, require_ranges
 from ultramem_megatron.errors import ConfigError
 
 BF16_MOST_BETA = 0.99
@@ -31,29 +32,29 @@ class MomentType(StrEnum):
 class OptimizerConfig:
     """Defaults are the paper's (Table 4), but for the learning rate, which goes with the model's size."""
 
-    learning_rate: float = 6e-4
+    learning_rate: Annotated[float, Between(1e-12, 100)] = 6e-4
     """Peak rate; the paper's for 151M activated parameters."""
 
-    min_learning_rate_fraction: float = 0.1
+    min_learning_rate_fraction: Share = 0.1
     """The cosine ends at this share of the peak."""
 
-    warmup_fraction: float = 0.01
+    warmup_fraction: Share = 0.01
     """Share of all steps with a linearly rising rate."""
 
-    weight_decay: float = 0.1
+    weight_decay: Annotated[float, Between(0, 100)] = 0.1
     """Decoupled; not on one-dimensional parameters. Value tables decay like the rest."""
 
-    beta1: float = 0.9
-    beta2: float = 0.95
-    epsilon: float = 1e-8
+    beta1: Share = 0.9
+    beta2: Share = 0.95
+    epsilon: Annotated[float, Between(1e-20, 1)] = 1e-8
 
-    clip_gradient: float = 1.0
+    clip_gradient: Annotated[float, Between(0, 1e6, "none")] = 1.0
     """Bound on the norm of all gradients together, tables included; 0 for none."""
 
-    value_lr_multiplier: float = 10.0
+    value_lr_multiplier: Annotated[float, Between(1e-6, 1e6)] = 10.0
     """The value tables learn this many times faster at first (paper Table 2, "value lr decay") ..."""
 
-    value_lr_decay_fraction: float = 1.0
+    value_lr_decay_fraction: Annotated[float, Between(1e-6, 1e6)] = 1.0
     """... falling linearly to 1 over this share of all steps. The paper does not state the span."""
 
     table_update: TableUpdate = TableUpdate.DENSE
@@ -70,18 +71,10 @@ class OptimizerConfig:
     """Megatron's, which is refused: see ``_check_offload``."""
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "epsilon", "value_lr_multiplier", "value_lr_decay_fraction"):
-            require_positive(f"optimizer.{name}", getattr(self, name))
-        for name in ("min_learning_rate_fraction", "warmup_fraction", "beta1", "beta2"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ConfigError(f"optimizer.{name} = {value} must lie between 0 and 1")
+        require_ranges("optimizer", self)
         for name in ("beta1", "beta2"):
             if getattr(self, name) == 1:
                 raise ConfigError(f"optimizer.{name} = 1 must lie below 1, or no gradient would ever count")
-        for name in ("weight_decay", "clip_gradient"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"optimizer.{name} = {getattr(self, name)} must not be negative")
         self._check_moments()
         self._check_offload()
 

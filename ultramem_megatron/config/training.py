@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated
 
-from ultramem_megatron.config.check import require_divides, require_positive
-from ultramem_megatron.errors import ConfigError
+from ultramem_megatron.config.check import Between, Steps, StepsOrNever, require_divides, require_ranges
 
 _SEEDS = 2**32
 """NumPy's legacy generator, which orders the samples, takes no larger ones."""
@@ -33,16 +33,16 @@ class Recompute(StrEnum):
 class TrainingConfig:
     """Steps, batch sizes, precision, validation."""
 
-    steps: int = 200
+    steps: Steps = 200
     """Optimizer steps of the whole run. The order of samples does not depend on it."""
 
-    global_batch_size: int = 16
+    global_batch_size: Annotated[int, Between(1, 2**17)] = 16
     """Samples of one optimizer step, over all ranks."""
 
-    micro_batch_size: int = 4
+    micro_batch_size: Annotated[int, Between(1, 2**16)] = 4
     """Samples of one forward pass on one data-parallel rank."""
 
-    seed: int = 1234
+    seed: Annotated[int, Between(0, _SEEDS - 1)] = 1234
     """Seed of weights and of the order of samples."""
 
     precision: Precision = Precision.BF16
@@ -55,13 +55,13 @@ class TrainingConfig:
     """The same bits each time on GPUs, too, in the same layout and on the same devices: what PyTorch adds up in any
     order is done in a fixed one, or refused. The kernels of memory layers always are so, and so is a run on CPUs."""
 
-    eval_interval: int = 100
+    eval_interval: StepsOrNever = 100
     """Validate every so many steps, and at the end; 0 for never."""
 
-    eval_batches: int = 8
+    eval_batches: Annotated[int, Between(1, 10_000)] = 8
     """Global batches of one validation, per data source."""
 
-    stop_after: int = 0
+    stop_after: StepsOrNever = 0
     """Save and end after this step as if asked by a signal, the schedule unchanged; 0 for never."""
 
     def micro_batches(self, data_ranks: int) -> int:
@@ -69,13 +69,7 @@ class TrainingConfig:
         return self.global_batch_size // (self.micro_batch_size * data_ranks)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "global_batch_size", "micro_batch_size", "eval_batches"):
-            require_positive(f"training.{name}", getattr(self, name))
-        for name in ("eval_interval", "stop_after"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"training.{name} = {getattr(self, name)} must be 0 (never) or a number of steps")
-        if not 0 <= self.seed < _SEEDS:
-            raise ConfigError(f"training.seed = {self.seed} must lie between 0 and {_SEEDS - 1}")
+        require_ranges("training", self)
         require_divides(
             "training.micro_batch_size",
             self.micro_batch_size,

@@ -17,6 +17,8 @@ LOOPBACK = "cpu-loopback"
 """The profile of ``LOCAL``, and another name for it."""
 ALLOCATION = "slurm"
 """In place of a number of nodes: those of the Slurm allocation."""
+MOST_UNITS = 100_000
+"""Nodes, or processes of this machine."""
 
 
 def _loopback() -> ClusterProfile:
@@ -156,7 +158,7 @@ def _profile(text: str, kind: str) -> ClusterProfile:
     if kind.endswith(SUFFIXES):
         return load_profile(Path(kind))
     known = [LOCAL, *BUILT_IN]
-    near = difflib.get_close_matches(kind, known, n=1, cutoff=0.0)
+    near = difflib.get_close_matches(kind[:100], known, n=1, cutoff=0.0)
     raise PlanError(
         f'cluster "{text}" is unknown; the nearest is "{near[0]}" (known: {", ".join(known)}, or the path of a profile '
         f"that ends in {', '.join(SUFFIXES)})"
@@ -166,8 +168,10 @@ def _profile(text: str, kind: str) -> ClusterProfile:
 def _count(text: str, kind: str, count_text: str | None, unit: str, default: int = 1) -> int:
     if count_text is None:
         return default
-    if not count_text.isdecimal():
+    if not (count_text.isascii() and count_text.isdecimal()):
         raise PlanError(f'cluster "{text}": "{count_text}" is not a number; write {kind}:N, as in {kind}:4')
+    if len(count_text) > len(str(MOST_UNITS)) or int(count_text) > MOST_UNITS:
+        raise PlanError(f'cluster "{text}" has more than {MOST_UNITS} {unit}; name fewer, as in {kind}:4')
     if int(count_text) < 1:
         raise PlanError(f'cluster "{text}" has {int(count_text)} {unit}; a run needs at least 1, as in {kind}:1')
     return int(count_text)

@@ -10,13 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ultramem_megatron.config.memory import GroupPlacement, PartitionName
 from ultramem_megatron.errors import PlanError
-from ultramem_megatron.files import write_text
+from ultramem_megatron.files import read_bounded, read_json, write_text
 
 PLAN_VERSION: Final = 4
+MOST_BYTES = 16 * 2**20
+"""Of a saved plan; one of a large cluster has some hundred KiB."""
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
 
 class Rejection(StrEnum):
@@ -316,8 +318,8 @@ class Plan(_Record):
             PlanError: No JSON, no plan of this version, or changed since it was written.
         """
         try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
+            content = read_json(text)
+        except ValueError as error:
             raise PlanError(f"{origin} is not JSON ({error}); make it again with `ultramem plan --save`") from None
         if not isinstance(content, dict) or content.get("schema") != "ultramem-plan":
             raise PlanError(f'{origin} is no plan: "schema" should be "ultramem-plan"; name a file of `plan --save`')
@@ -347,8 +349,8 @@ class Plan(_Record):
             PlanError: As ``from_json``, or the file cannot be read.
         """
         try:
-            text = path.read_text()
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_bounded(path, MOST_BYTES)
+        except (OSError, ValueError) as error:
             raise PlanError(f"plan {path} cannot be read ({error}); make one with `ultramem plan --save`") from None
         return cls.from_json(text, str(path))
 

@@ -20,7 +20,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class Record(BaseModel):
     """Frozen, and strict about its keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
 
 class Collective(StrEnum):

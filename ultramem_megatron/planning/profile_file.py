@@ -9,15 +9,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from ultramem_megatron.config.load import read_yaml
-from ultramem_megatron.errors import PlanError
-from ultramem_megatron.files import write_text
+from ultramem_megatron.config.yaml_text import read_yaml
+from ultramem_megatron.errors import PlanError, shown
+from ultramem_megatron.files import read_bounded, read_json, write_text
 from ultramem_megatron.planning.profile import ClusterProfile, Collective, Level, RowEfficiency, numbers_of
 
 BUILT_IN = ("dgx-a100-80g", "dgx-a100-40g", "hgx-h100", "hgx-h200", "cpu-loopback")
+MOST_BYTES = 16 * 2**20
+"""Of a file; a calibrated profile has some hundred KiB."""
+MOST_SHOWN = 80
+"""Characters of a text that cannot be, in an error."""
 SUFFIXES = (".yaml", ".yml", ".json")
 _REMEDY = "mend it, or measure the cluster anew with `ultramem calibrate`"
 
@@ -36,8 +39,8 @@ def load_profile(path: Path) -> ClusterProfile:
         PlanError: The file cannot be read, or what it holds is no profile.
     """
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_bounded(path, MOST_BYTES)
+    except (OSError, ValueError) as error:
         raise PlanError(f"cluster profile {path} cannot be read ({error}); {_REMEDY}") from None
     return parse_profile(text, str(path))
 
@@ -60,9 +63,9 @@ def parse_profile(text: str, origin: str) -> ClusterProfile:
     """
     try:
         # a calibrated profile is JSON with thousands of points, for which YAML is slow
-        content = json.loads(text) if text.lstrip().startswith("{") else read_yaml(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise PlanError(f"{origin} is neither YAML nor JSON ({' '.join(str(error).split())}); {_REMEDY}") from None
+        content = read_json(text) if text.lstrip().startswith("{") else read_yaml(text)
+    except ValueError as error:
+        raise PlanError(f"{origin} is neither YAML nor JSON ({error}); {_REMEDY}") from None
     if not isinstance(content, dict) or content.get("schema") != "ultramem-cluster":
         raise PlanError(f'{origin} is no cluster profile: "schema" should be "ultramem-cluster"; name another file')
     try:
@@ -84,7 +87,9 @@ def _first_fault(error: ValidationError) -> str:
         near = difflib.get_close_matches(str(first["loc"][-1]), _known_keys(first["loc"][:-1]), n=1, cutoff=0.0)
         return f"{where} is not a key of a profile" + (f'; the nearest is "{near[0]}"' if near else "")
     rule = first["msg"][0].lower() + first["msg"][1:]
-    return f"{where} = {first['input']} cannot be: {rule}"
+    value = first["input"]
+    written = value if isinstance(value, str) and len(value) <= MOST_SHOWN else shown(value)
+    return f"{where} = {written} cannot be: {rule}"
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:

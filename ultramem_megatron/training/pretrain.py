@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from ultramem_megatron.checkpoint.store import remove_leftovers
+from ultramem_megatron.config.folders import with_whole_paths
 from ultramem_megatron.config.load import to_yaml
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.data.dataset import open_training_data, open_validation_data
@@ -114,7 +115,7 @@ def write_run_files(config: RunConfig, plan: Plan, run_dir: Path) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         remove_leftovers(run_dir / CHECKPOINTS)
         forget_earlier(run_dir / WATCHDOG_FOLDER)
-        write_text(run_dir / "config.yaml", to_yaml(config))
+        write_text(run_dir / "config.yaml", to_yaml(with_whole_paths(config)))
         plan.save(run_dir / "plan.json")
     dist.barrier()
 

@@ -11,14 +11,15 @@ from torch import Tensor
 from ultramem_megatron.checkpoint.load import load_weights
 from ultramem_megatron.checkpoint.manifest import Manifest
 from ultramem_megatron.checkpoint.store import find_newest
+from ultramem_megatron.config.folders import found_for
 from ultramem_megatron.config.load import load_run_config
 from ultramem_megatron.config.memory import PartitionName
 from ultramem_megatron.config.parallelism import ParallelismConfig
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.data.dataset import open_tokenizer
 from ultramem_megatron.data.progress import Progress, silent
-from ultramem_megatron.data.tokenizer import Tokenizer
-from ultramem_megatron.errors import CheckpointError
+from ultramem_megatron.data.tokenizer import TOKENIZER_FILE, Tokenizer
+from ultramem_megatron.errors import CheckpointError, DataError
 from ultramem_megatron.model.build import UltraMemModel, build_model_chunks
 from ultramem_megatron.model.transformer_config import transformer_config
 from ultramem_megatron.planning.choose import choose_plan
@@ -118,7 +119,7 @@ def open_trained_model(run_dir: Path, device: torch.device) -> TrainedModel:
     chunks = build_model_chunks(config, plan, groups, transformer_config(config))
     folder, manifest = found
     load_weights(folder, manifest, chunks)
-    tokenizer = open_tokenizer(Path(config.data.folder))
+    tokenizer = _tokenizer_of(run_dir, config)
     return TrainedModel(chunks[0].eval(), tokenizer, config, manifest, device)
 
 
@@ -130,7 +131,18 @@ def load_settings(run_dir: Path) -> RunConfig:
     """
     if not (run_dir / "config.yaml").is_file():
         raise CheckpointError(f"--run-dir {run_dir} holds no config.yaml; name the folder of a run")
-    return load_run_config(run_dir / "config.yaml")
+    return found_for(load_run_config(run_dir / "config.yaml"), run_dir)
+
+
+def _tokenizer_of(run_dir: Path, config: RunConfig) -> Tokenizer:
+    path = Path(config.data.folder) / TOKENIZER_FILE
+    if not path.is_file():
+        # the remedy of open_tokenizer would make another one, whose numbers mean other words
+        raise DataError(
+            f"{path} does not exist, and run {run_dir} was trained with it; put the data folder back, or name its "
+            f"place as data.folder in {run_dir}/config.yaml"
+        )
+    return open_tokenizer(path.parent)
 
 
 def alone(config: RunConfig) -> RunConfig:

@@ -20,14 +20,12 @@ def read_sweep(path: Path) -> dict[str, list[str]]:
     Raises:
         ConfigError: The file has another form.
     """
-    import yaml
-
-    from ultramem_megatron.config.load import read_yaml
+    from ultramem_megatron.config.yaml_text import YamlError, read_yaml_file
 
     try:
-        content = read_yaml(path.read_text())
-    except (OSError, yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"--array {path} cannot be read: {' '.join(str(error).split())}") from None
+        content = read_yaml_file(path)
+    except (OSError, YamlError) as error:
+        raise ConfigError(f"--array {path} cannot be read: {error}") from None
     match content:
         case {"runs": dict(runs), **rest} if runs and not rest:
             sweep = {str(name): overrides for name, overrides in runs.items()}

@@ -30,7 +30,7 @@ from ultramem_launch.slurm.nodes import bad_nodes, read_facts, read_speeds, slow
 from ultramem_launch.slurm.reserve import is_full, keep_reserve
 from ultramem_megatron.checkpoint.disk import names_full_disk
 from ultramem_megatron.checkpoint.set_aside import describe_mark, set_aside
-from ultramem_megatron.errors import UltraMemError
+from ultramem_megatron.errors import UltraMemError, one_paragraph
 from ultramem_megatron.files import write_json, write_text
 
 NOTHING_LEFT = 10
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 lost = find_lost_nodes() if may_have_lost_nodes(read_ending(folder.run_dir)) else []
                 return end(folder, options.step_status, options.asked, lost, options.max_restarts, requeue)
     except UltraMemError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(one_paragraph(f"{type(error).__name__}: {error}"), file=sys.stderr)
         replace_ending(folder.run_dir, Ending(outcome=Outcome.BAD_INPUT, reason=str(error), attempt=attempt))
         return 2
     except OSError as error:

@@ -8,6 +8,7 @@ from typing import Any
 from ultramem_launch.ending import RULES, Ending, read_ending
 from ultramem_launch.slurm.client import UNREACHABLE, JobState, find_state
 from ultramem_launch.slurm.folder import JobFolder
+from ultramem_megatron.errors import one_paragraph
 from ultramem_megatron.metrics import catalogue
 from ultramem_megatron.monitor.records import METRICS_FILE, decode_record
 
@@ -111,7 +112,7 @@ def describe(progress: Progress) -> str:
         lines.append(f"no step yet of {progress.steps}")
     for attempt in progress.attempts:
         end = f"{attempt['outcome']}" if attempt["outcome"] else "runs"
-        reason = f" ({attempt['reason']})" if attempt["reason"] else ""
+        reason = f" ({one_paragraph(attempt['reason'])})" if attempt["reason"] else ""
         aside = attempt.get("set_aside")
         reason += f"; set the checkpoint of step {aside} aside" if aside is not None else ""
         until = "" if attempt["last_step"] is None else f" to {attempt['last_step']}"
@@ -119,7 +120,7 @@ def describe(progress: Progress) -> str:
         lines.append(f"  start {attempt['name']}: {_count(attempt['nodes'], 'node')}, {steps}, {end}{reason}")
     if progress.ending is not None and not is_active(job.state):
         ending = progress.ending
-        lines.append(f"ended: {ending.outcome}: {ending.reason or RULES[ending.outcome].meaning}")
+        lines.append(one_paragraph(f"ended: {ending.outcome}: {ending.reason or RULES[ending.outcome].meaning}"))
     return "\n".join(lines)
 
 

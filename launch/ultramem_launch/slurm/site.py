@@ -75,14 +75,12 @@ def load_site(path: Path | None) -> Site:
     """
     if path is None:
         return Site()
-    import yaml
-
-    from ultramem_megatron.config.load import read_yaml
+    from ultramem_megatron.config.yaml_text import YamlError, read_yaml_file
 
     try:
-        content = read_yaml(path.read_text()) or {}
-    except (OSError, yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"site file {path} cannot be read: {' '.join(str(error).split())}") from None
+        content = read_yaml_file(path) or {}
+    except (OSError, YamlError) as error:
+        raise ConfigError(f"site file {path} cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"site file {path} must hold keys such as environment: and sbatch:, not a list or a word")
     known = {item.name for item in fields(Site)}

@@ -63,11 +63,12 @@ def _fits(config: "RunConfig", ranks: int) -> bool:
 
 def save_snapshot(run_dir: Path, config: "RunConfig", plan: "Plan", request: JobRequest, site: Site) -> None:
     """Into ``run_dir/job``; the plan also to where the run looks for it."""
+    from ultramem_megatron.config.folders import with_whole_paths
     from ultramem_megatron.config.load import to_yaml
 
     folder = JobFolder(run_dir)
     folder.logs.mkdir(parents=True, exist_ok=True)
-    write_text(folder.config, to_yaml(config))
+    write_text(folder.config, to_yaml(with_whole_paths(config)))
     plan.save(run_dir / "plan.json")
     plan.save(folder.job / "plan.json")
     write_json(folder.job / "request.json", dataclasses.asdict(request))
