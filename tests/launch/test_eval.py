@@ -17,6 +17,7 @@ from ultramem_launch.__main__ import app
 from ultramem_launch.place import RANK_VARIABLES
 from ultramem_megatron.config.load import to_yaml
 from ultramem_megatron.errors import DataError, LaunchError
+from ultramem_megatron.testing.programs import run_forked
 from ultramem_megatron.testing.tiny import tiny_config
 
 Ultramem = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -27,19 +28,13 @@ TRAINING = {"steps": 220, "global_batch_size": 16, "micro_batch_size": 16, "prec
 
 
 @pytest.fixture
-def ultramem(tmp_path: Path) -> Ultramem:
-    """``ultramem(*arguments)``: the command in ``tmp_path``."""
+def ultramem(warm: None, tmp_path: Path) -> Ultramem:
+    """``ultramem(*arguments)``: the command in ``tmp_path``, as a fork of this process."""
     environment = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
 
     def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, "-m", "ultramem_launch", *arguments],
-            cwd=tmp_path,
-            env={**environment, "PYTHONWARNINGS": "ignore"},
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
+        command = [sys.executable, "-m", "ultramem_launch", *arguments]
+        return run_forked(command, cwd=tmp_path, env={**environment, "PYTHONWARNINGS": "ignore"})
 
     return run
 
