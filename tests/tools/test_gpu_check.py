@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 import torch
 
+from ultramem_megatron.testing.programs import ForkedProgram, run_forked
+
 TOOLS = Path(__file__).parents[2] / "tools"
 LAYER_KEYS = {
     *("size", "precision", "tokens", "table_rows", "value_dim", "row_bytes_read", "forward_seconds"),
@@ -64,10 +66,10 @@ def part(name: str) -> ModuleType:
 def run_tool(*arguments: str | Path, cwd: Path) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, str(TOOLS / "gpu_check"), *map(str, arguments)]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    return run_forked(command, cwd=cwd, env=environment, timeout=600)
 
 
-def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
+def test_without_a_gpu_it_says_so_and_writes_nothing(warm: None, tmp_path: Path) -> None:
     ran = run_tool("--out", tmp_path / "out.json", cwd=tmp_path)
     assert ran.returncode == 2
     assert ran.stdout == ""
@@ -77,7 +79,7 @@ def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_report_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
+def test_a_report_that_cannot_be_written_is_refused_first(warm: None, tmp_path: Path) -> None:
     ran = run_tool("--device", "cpu", "--out", tmp_path, cwd=tmp_path)
     assert ran.returncode == 2
     assert f"--out {tmp_path} cannot be written" in ran.stderr
@@ -85,8 +87,9 @@ def test_a_report_that_cannot_be_written_is_refused_first(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_program_itself(tmp_path: Path) -> None:
+def test_the_program_itself(warm: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training and layer on the CPU: everything but the device."""
+    monkeypatch.setattr(subprocess, "Popen", ForkedProgram)  # the sections that it starts are forks, too
     out = tmp_path / "sub" / "out.json"
     sizes = ("--steps", "12", "--layer-size", "tiny")
     ran = run_tool(
