@@ -129,7 +129,7 @@ def test_the_program_itself(warm: None, tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there they run on the GPU")
-def test_the_gpu_tests_hold_on_the_cpu() -> None:
+def test_the_gpu_tests_hold_on_the_cpu(warm: None) -> None:
     """All but those of the process itself (nccl, no seam) and of waiting for a device: so that they do not rot where
     there is no GPU."""
     partitions = "tests/gpu/test_partitions.py"
@@ -137,9 +137,8 @@ def test_the_gpu_tests_hold_on_the_cpu() -> None:
     names = ("tests/gpu/test_process.py", f"{partitions}::{once}", f"{partitions}::{busy}")
     left_out = [word for name in names for word in ("--deselect", name)]
     chosen = ["tests/gpu", "-p", "no:cacheprovider", *left_out]
-    ran = subprocess.run(
-        [sys.executable, "-c", UNSKIP, *chosen], cwd=TOOLS.parent, capture_output=True, text=True, check=False
-    )
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    ran = run_forked([sys.executable, "-c", UNSKIP, *chosen], cwd=TOOLS.parent, env=outside, timeout=600)
     assert ran.returncode == 0, ran.stdout
     assert "skipped" not in ran.stdout.splitlines()[-1]
 

@@ -46,6 +46,8 @@ class ForkedProgram(subprocess.Popen[Any]):
         start = super()._execute_child  # type: ignore[misc]
         given = inspect.signature(start).bind(*arguments).arguments
         command = [os.fspath(word) for word in given["args"]] if isinstance(given["args"], list | tuple) else []
+        if command[1:2] == ["-u"]:  # whoever gives it looks at the output when the program has ended
+            del command[1]
         if command[:1] != [sys.executable] or not (body := _body_of(command[1:])):
             start(*arguments)
             return
