@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
@@ -89,7 +90,9 @@ def test_a_report_that_cannot_be_written_is_refused_first(warm: None, tmp_path: 
 @pytest.mark.timeout(600)
 def test_the_program_itself(warm: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training and layer on the CPU: everything but the device."""
-    monkeypatch.setattr(subprocess, "Popen", ForkedProgram)  # the sections that it starts are forks, too
+    torchrun = import_module("torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler")
+    for module in (subprocess, torchrun):  # the sections that it starts are forks, too
+        monkeypatch.setattr(module, "Popen", ForkedProgram)
     out = tmp_path / "sub" / "out.json"
     sizes = ("--steps", "12", "--layer-size", "tiny")
     ran = run_tool(
