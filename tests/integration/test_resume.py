@@ -9,11 +9,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
+from ultramem_megatron.testing.budget import budget
+from ultramem_megatron.testing.programs import ForkedProgram
 from ultramem_megatron.testing.tiny import write_tiny_config
 
 pytestmark = [
@@ -22,29 +27,39 @@ pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="two ranks of the CPU backend"),
 ]
 
-STEPS = 32
+STEPS = budget(20, 32)
+INTERVAL = 5
 SETTINGS = (
     f"training.steps={STEPS}",
-    "checkpoint.interval=5",
-    *("memory.partition=number_wise", "memory.parallel_size=2", "training.eval_interval=16", "training.eval_batches=1"),
+    f"checkpoint.interval={INTERVAL}",
+    *(
+        "memory.partition=number_wise",
+        "memory.parallel_size=2",
+        f"training.eval_interval={STEPS // 2}",
+        "training.eval_batches=1",
+    ),
 )
 WAIT_SECONDS = 180.0
 POLL_SECONDS = 0.002
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
-Run = Callable[[Path], "subprocess.Popen[str]"]
+Run = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """``run(run_dir)``: starts the command; its output goes to a file, which processes it leaves cannot keep open."""
+def run(megatron: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """``run(run_dir)``: starts the command, as a fork of this process unless told otherwise.
+
+    Its output goes to a file, which processes it leaves cannot keep open.
+    """
+    import_module("ultramem_launch.__main__")  # once, for all forks
     config = write_tiny_config(tmp_path_factory.mktemp("config"))
     environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
 
-    def start(run_dir: Path) -> "subprocess.Popen[str]":
+    def start(run_dir: Path, program: type["subprocess.Popen[Any]"] = ForkedProgram) -> "subprocess.Popen[str]":
         command = [sys.executable, "-m", "ultramem_launch", "pretrain", str(config), *SETTINGS]
         with (run_dir.parent / f"{run_dir.name}.log").open("a") as log:
-            return subprocess.Popen(
+            return program(
                 [*command, "--run-dir", str(run_dir), "--local", "2"],
                 env={**environment, "PYTHONWARNINGS": "ignore"},
                 stdout=log,
@@ -57,9 +72,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def undisturbed(run: Run, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[float, ...]]:
-    """The curve of a run that nobody touched."""
+    """The curve of a run that nobody touched, and whose launcher was an interpreter of its own."""
     run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
-    assert run(run_dir).wait(WAIT_SECONDS) == 0, log_of(run_dir)
+    assert run(run_dir, subprocess.Popen).wait(WAIT_SECONDS) == 0, log_of(run_dir)
     return curve(run_dir)
 
 
@@ -143,7 +158,7 @@ def test_it_ends_as_if_nothing_had_been(run: Run, undisturbed: list[tuple[float,
     assert [row[0] for row in joined] == list(range(1, STEPS + 1))
     assert joined == undisturbed
     left = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
-    assert left == ["latest", "step_00000030", f"step_{STEPS:08d}"]
+    assert left == ["latest", f"step_{(STEPS - 1) // INTERVAL * INTERVAL:08d}", f"step_{STEPS:08d}"]
 
 
 def end_early(run: Run, run_dir: Path, step: int, moment: float, end: End) -> None:

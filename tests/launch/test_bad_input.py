@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ultramem_launch.place import RANK_VARIABLES
+from ultramem_megatron.testing.programs import run_forked
 from ultramem_megatron.testing.tiny import write_tiny_config
 
 Ultramem = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -22,21 +23,15 @@ TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE
 
 
 @pytest.fixture
-def ultramem(tmp_path: Path) -> Ultramem:
-    """``ultramem(*arguments, **variables)``: the command in ``tmp_path``, beside ``tiny.yaml``."""
+def ultramem(warm: None, tmp_path: Path) -> Ultramem:
+    """``ultramem(*arguments, **variables)``: the command in ``tmp_path``, beside ``tiny.yaml``; a fork."""
     write_tiny_config(tmp_path)
     outside = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
     environment = {**outside, "PYTHONWARNINGS": "ignore"}
 
     def run(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, "-m", "ultramem_launch", *arguments],
-            cwd=tmp_path,
-            env={**environment, **variables},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        command = [sys.executable, "-m", "ultramem_launch", *arguments]
+        return run_forked(command, cwd=tmp_path, env={**environment, **variables}, timeout=120)
 
     return run
 

@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 
 from ultramem_megatron.planning.profile_file import load_profile
+from ultramem_megatron.testing.programs import ForkedProgram, run_forked
+
+pytestmark = pytest.mark.usefixtures("warm")  # its forks are the programs
 
 ULTRAMEM = [sys.executable, "-m", "ultramem_launch", "calibrate"]
 
 
 def calibrate(*options: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([*ULTRAMEM, *options], capture_output=True, text=True, timeout=200)
+    return run_forked([*ULTRAMEM, *options])
 
 
 @pytest.mark.slow
@@ -23,7 +26,7 @@ def test_two_processes_measure_themselves_and_go_on_after_a_stop(tmp_path: Path)
     out = tmp_path / "here.json"
     partial = tmp_path / "here.json.partial"
     command = [*ULTRAMEM, "--local", "2", "--quick", "--out", str(out)]
-    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    first = ForkedProgram(command, stderr=subprocess.PIPE, text=True)
     while not partial.exists():
         assert first.poll() is None
         time.sleep(0.01)

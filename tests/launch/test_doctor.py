@@ -18,6 +18,7 @@ from ultramem_launch import preflight
 from ultramem_launch.preflight import Report, Row, Section, Status
 from ultramem_launch.verbs import doctor as verb
 from ultramem_megatron.errors import ConfigError
+from ultramem_megatron.testing.programs import run_forked
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,7 +89,7 @@ def test_tables_of_a_terminal_show_the_same(capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [[], ["--json"]], ids=["text", "json"])
-def test_a_wrong_apex_gives_2_and_one_paragraph(tmp_path: Path, arguments: list[str]) -> None:
+def test_a_wrong_apex_gives_2_and_one_paragraph(warm: None, tmp_path: Path, arguments: list[str]) -> None:
     (tmp_path / "apex").mkdir()
     (tmp_path / "apex" / "__init__.py").write_text("raise SystemExit('apex was imported')")
     program = (
@@ -96,13 +97,8 @@ def test_a_wrong_apex_gives_2_and_one_paragraph(tmp_path: Path, arguments: list[
         "cli.app = typer.Typer(pretty_exceptions_enable=False); cli.app.command()(doctor); cli.main()"
     )
     paths = [tmp_path, ROOT, ROOT / "launch", ROOT / "kernels"]
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
+    done = run_forked([sys.executable, "-c", program, *arguments], env=environment, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     [paragraph] = done.stderr.splitlines()
     assert paragraph.startswith("ConfigError: ")

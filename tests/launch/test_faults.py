@@ -14,6 +14,7 @@ import pytest
 
 from ultramem_launch import exit_codes
 from ultramem_launch.place import PLACE_VARIABLES
+from ultramem_megatron.testing.programs import ForkedProgram
 from ultramem_megatron.testing.tiny import write_tiny_config
 
 pytestmark = pytest.mark.slow
@@ -23,14 +24,14 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """``start(settings...)``: a run of two ranks in ``tmp_path/run``."""
+def start(warm: None, tmp_path: Path) -> Iterator[Start]:
+    """``start(settings...)``: a run of two ranks in ``tmp_path/run``, forked from this process."""
     started: list[subprocess.Popen[str]] = []
     command = [sys.executable, "-m", "ultramem_launch", "pretrain", str(write_tiny_config(tmp_path))]
     environment = {name: value for name, value in os.environ.items() if name not in PLACE_VARIABLES}
 
     def begin(*settings: str) -> "subprocess.Popen[str]":
-        process = subprocess.Popen(
+        process = ForkedProgram(
             [*command, *settings, "--run-dir", str(tmp_path / "run"), "--local", "2"],
             env=environment,
             stdout=subprocess.PIPE,

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from ultramem_launch.mpi_place import HYDRA_VARIABLES, OPEN_MPI_VARIABLES, find_mpi_task
 from ultramem_launch.place import PLACE_VARIABLES, find_place, is_one_of_several, refuse_nested_launch
 from ultramem_megatron.errors import LaunchError
+from ultramem_megatron.testing.programs import run_forked
 from ultramem_megatron.testing.tiny import write_tiny_config
 
 NUMBERS = ("5", "8", "1", "4")
@@ -86,13 +86,14 @@ MPIRUN = shutil.which("mpirun")
 @pytest.mark.slow
 @pytest.mark.skipif(MPIRUN is None, reason="needs mpirun (Debian: openmpi-bin)")
 @pytest.mark.skipif(find_spec("mpi4py") is None, reason="needs mpi4py (pip install -e '.[mpi]')")
-def test_the_same_curve_as_local(tmp_path: Path) -> None:
+def test_the_same_curve_as_local(warm: None, tmp_path: Path) -> None:
+    """Programs of their own by mpirun; the launcher and its ranks as forks of this process."""
     start = [sys.executable, "-m", "ultramem_launch", "pretrain", str(write_tiny_config(tmp_path))]
     start += ["training.steps=3", "checkpoint.interval=0", "--run-dir"]
     mpirun = [str(MPIRUN), "--allow-run-as-root", "--oversubscribe", "-n", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for command in ([*mpirun, *start, str(tmp_path / "mpi")], [*start, str(tmp_path / "local"), "--local", "2"]):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        done = run_forked(command, env=environment)
         assert done.returncode == 0, done.stderr
     curves = [
         [json.loads(line)["train/loss"] for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]

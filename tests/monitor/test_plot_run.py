@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ultramem_megatron.monitor.sinks import JsonlSink
+from ultramem_megatron.testing.programs import run_forked
 
 TOOL = Path(__file__).parents[2] / "tools" / "plot_run"
 
@@ -25,8 +26,9 @@ def write_run(folder: Path) -> Path:
 
 
 def plot(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, str(TOOL), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    import matplotlib.pyplot  # noqa: F401  once, for all forks
+
+    return run_forked([sys.executable, str(TOOL), *map(str, arguments)])
 
 
 def num_distinct_bytes(png: Path) -> int:

@@ -22,6 +22,7 @@ from ultramem_launch.verbs.info import describe
 from ultramem_megatron.config.load import load_run_config, to_yaml
 from ultramem_megatron.errors import LaunchError
 from ultramem_megatron.monitor.sinks import JsonlSink
+from ultramem_megatron.testing.programs import ForkedProgram, run_forked
 
 TOOLS = Path(__file__).parents[2] / "tools"
 sys.path.insert(0, str(TOOLS))  # as it is for a script started there
@@ -395,12 +396,19 @@ def test_each_run_is_trained_once_and_asked_once(
     assert not stand_in.exists(), "nothing was left to do"
 
 
+@pytest.fixture
+def forked_runs(warm: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs that the tool starts are forks, as it is itself."""
+    monkeypatch.setattr(subprocess, "Popen", ForkedProgram)
+
+
 def run_tool(*words: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, str(TOOLS / "ablate"), *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return run_forked(command)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_runs")
 def test_real_runs_finish_and_one_recipe_fails() -> None:
     Path("broken.yaml").write_text("model: {layers: 4}\nmemory: {variant: none}\ndata: {folder: nowhere}\n")
     settings = ("training.steps=6", "training.eval_interval=3", "training.eval_batches=1", "monitor.memory_interval=2")
@@ -427,10 +435,11 @@ def test_real_runs_finish_and_one_recipe_fails() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_runs")
 def test_ctrl_c_lets_the_runs_save() -> None:
     command = [sys.executable, str(TOOLS / "ablate"), "--out", "out", "parity", "--seeds", "1"]
     settings = ["--set", "training.steps=100000", "training.eval_interval=0"]
-    tool = subprocess.Popen([*command, *settings], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    tool = ForkedProgram([*command, *settings], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     metrics = Path("out/parity/seed0/metrics.jsonl")
     deadline = time.monotonic() + 60
     while not (metrics.is_file() and metrics.stat().st_size) and time.monotonic() < deadline:

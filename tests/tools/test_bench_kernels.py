@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from ultramem_megatron.testing.programs import run_forked
+
+pytestmark = pytest.mark.usefixtures("warm")  # its forks are the programs
+
 TOOL = Path(__file__).parents[2] / "tools" / "bench_kernels"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(TOOL), *arguments], capture_output=True, text=True, timeout=240)
+    return run_forked([sys.executable, str(TOOL), *arguments])
 
 
 @pytest.mark.slow

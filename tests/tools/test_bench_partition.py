@@ -8,12 +8,19 @@ import pytest
 
 from ultramem_megatron.planning.comm_cost import partition_bytes
 from ultramem_megatron.planning.validation.results import BenchResults, Skew
+from ultramem_megatron.testing.programs import ForkedProgram, run_forked
 
 TOOL = Path(__file__).parents[2] / "tools" / "bench_partition"
 
 
+@pytest.fixture(autouse=True)
+def forked(warm: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ranks that the tool starts are forks, too."""
+    monkeypatch.setattr(subprocess, "Popen", ForkedProgram)
+
+
 def bench(*options: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, str(TOOL), *options], capture_output=True, text=True, timeout=120)
+    return run_forked([sys.executable, str(TOOL), *options])
 
 
 @pytest.mark.slow

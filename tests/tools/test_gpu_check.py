@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from ultramem_megatron.testing.programs import ForkedProgram, run_forked
 
 TOOLS = Path(__file__).parents[2] / "tools"
 LAYER_KEYS = {
@@ -64,10 +67,10 @@ def part(name: str) -> ModuleType:
 def run_tool(*arguments: str | Path, cwd: Path) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, str(TOOLS / "gpu_check"), *map(str, arguments)]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    return run_forked(command, cwd=cwd, env=environment, timeout=600)
 
 
-def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
+def test_without_a_gpu_it_says_so_and_writes_nothing(warm: None, tmp_path: Path) -> None:
     ran = run_tool("--out", tmp_path / "out.json", cwd=tmp_path)
     assert ran.returncode == 2
     assert ran.stdout == ""
@@ -77,7 +80,7 @@ def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_report_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
+def test_a_report_that_cannot_be_written_is_refused_first(warm: None, tmp_path: Path) -> None:
     ran = run_tool("--device", "cpu", "--out", tmp_path, cwd=tmp_path)
     assert ran.returncode == 2
     assert f"--out {tmp_path} cannot be written" in ran.stderr
@@ -85,8 +88,11 @@ def test_a_report_that_cannot_be_written_is_refused_first(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_program_itself(tmp_path: Path) -> None:
+def test_the_program_itself(warm: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training and layer on the CPU: everything but the device."""
+    torchrun = import_module("torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler")
+    for module in (subprocess, torchrun):  # the sections that it starts are forks, too
+        monkeypatch.setattr(module, "Popen", ForkedProgram)
     out = tmp_path / "sub" / "out.json"
     sizes = ("--steps", "12", "--layer-size", "tiny")
     ran = run_tool(
@@ -126,7 +132,7 @@ def test_the_program_itself(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there they run on the GPU")
-def test_the_gpu_tests_hold_on_the_cpu() -> None:
+def test_the_gpu_tests_hold_on_the_cpu(warm: None) -> None:
     """All but those of the process itself (nccl, no seam) and of waiting for a device: so that they do not rot where
     there is no GPU."""
     partitions = "tests/gpu/test_partitions.py"
@@ -134,9 +140,8 @@ def test_the_gpu_tests_hold_on_the_cpu() -> None:
     names = ("tests/gpu/test_process.py", f"{partitions}::{once}", f"{partitions}::{busy}")
     left_out = [word for name in names for word in ("--deselect", name)]
     chosen = ["tests/gpu", "-p", "no:cacheprovider", *left_out]
-    ran = subprocess.run(
-        [sys.executable, "-c", UNSKIP, *chosen], cwd=TOOLS.parent, capture_output=True, text=True, check=False
-    )
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    ran = run_forked([sys.executable, "-c", UNSKIP, *chosen], cwd=TOOLS.parent, env=outside, timeout=600)
     assert ran.returncode == 0, ran.stdout
     assert "skipped" not in ran.stdout.splitlines()[-1]
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from ultramem_megatron.testing.kills import Ending, Phase, difference, phase_of
+from ultramem_megatron.testing.programs import ForkedProgram, run_forked
+from ultramem_megatron.testing.tiny import write_tiny_config
 
 TOOL = Path(__file__).parents[2] / "tools" / "kill_and_resume"
 ENDING = Ending([(1.0, 6.25, 0.5, 1e-3), (2.0, 6.125, 0.5, 1e-3)], {"table": "00", "norm": "01"})
@@ -18,10 +20,12 @@ ENDING = Ending([(1.0, 6.25, 0.5, 1e-3), (2.0, 6.125, 0.5, 1e-3)], {"table": "00
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="two ranks of the CPU backend, /proc")
-def test_two_kills_one_of_them_during_a_save(tmp_path: Path) -> None:
+def test_two_kills_one_of_them_during_a_save(warm: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "Popen", ForkedProgram)  # the runs that it starts are forks, too
     sizes = ["--kills", "2", "--steps", "8", "--interval", "2"]
-    command = [sys.executable, str(TOOL), *sizes, "--json", str(tmp_path / "result.json"), "--folder", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, str(TOOL), str(write_tiny_config(tmp_path)), *sizes]
+    command += ["--json", str(tmp_path / "result.json"), "--folder", str(tmp_path)]
+    done = run_forked(command, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("2 of 2 are the same to the bit\n")
     result = json.loads((tmp_path / "result.json").read_text())

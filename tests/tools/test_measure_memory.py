@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from ultramem_megatron.testing.programs import run_forked
+
+pytestmark = pytest.mark.usefixtures("warm")  # its forks are the programs
+
 TOOL = Path(__file__).parents[2] / "tools" / "measure_memory"
 CONFIG = ("parity", "memory.spans=1:2", "memory.keys_per_side=768", "memory.value_dim=64")
 
 
 def measure(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, str(TOOL), *CONFIG, *arguments], capture_output=True, text=True)
+    return run_forked([sys.executable, str(TOOL), *CONFIG, *arguments])
 
 
 @pytest.mark.slow

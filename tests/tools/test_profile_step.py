@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from ultramem_megatron.parallel.timeline import Crossing
+from ultramem_megatron.testing.programs import run_forked
 from ultramem_megatron.testing.tiny import write_tiny_config
+
+pytestmark = pytest.mark.usefixtures("warm")  # its forks are the programs
 
 TOOL = Path(__file__).parents[2] / "tools" / "profile_step"
 STEPS = 2
@@ -19,7 +22,7 @@ STEPS = 2
 def profile(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, TOOL, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
+    return run_forked(command, env=environment)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from ultramem_megatron.units import format_bytes
 
 RESUMED_STEPS = 10
 RECIPE_STEPS = 240  # of the recipe's schedule, which stays as it is
+ON_CPU = ["model.seq_length=32", "training.global_batch_size=8", "training.micro_batch_size=8"]
 LOSS_NOISE = 0.2  # nats between means over a few batches of one model
 DATA = REPOSITORY / "data_cache" / "quickstart"
 
@@ -18,13 +19,14 @@ DATA = REPOSITORY / "data_cache" / "quickstart"
 def look_at_training(task: Task) -> Finding:
     """The quick-start run up to a save, and some steps more from it in another process."""
     real = (DATA / "tokenizer.json").is_file()
-    # where the program is tried on a CPU, that may have no instructions for bf16 and take fifty times as long
-    precision = "bf16" if task.device == "cuda" else "fp32"
+    # a CPU, on which the program itself is tried, takes seconds for such steps, and more without instructions for bf16
+    precision, sizes = ("bf16", []) if task.device == "cuda" else ("fp32", ON_CPU)
     settings = [
         "quickstart",
         *(f"training.steps={RECIPE_STEPS}", f"training.precision={precision}"),
         *("training.eval_interval=0", "checkpoint.interval=0", "memory.parallel_size=1"),
         f"data.folder={DATA}" if real else "data.synthetic=true",
+        *sizes,
     ]
     first, second = (train_until(task, settings, last_step) for last_step in (task.steps, task.steps + RESUMED_STEPS))
     facts = {
