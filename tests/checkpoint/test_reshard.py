@@ -38,9 +38,17 @@ def test_the_content_stays(write_model: WriteModel, tmp_path: Path, cut: Cut, bl
     before, after = read_manifest(source), read_manifest(result)
     assert after.digests == before.digests
     assert (result / "common.pt").read_bytes() == (source / "common.pt").read_bytes()
-    assert set(after.files) == {".metadata", "common.pt", *(f"__{rank}_0.distcp" for rank in range(cut.files))}
-    record = read_stored(result).objects["layer._extra_state/shard_0_1"]
-    assert record.file.read_bytes()[record.start : record.start + record.length] == b"opaque"
+    assert set(after.files) == {
+        ".metadata",
+        "common.pt",
+        "metadata.json",
+        *(f"__{rank}_0.distcp" for rank in range(cut.files)),
+    }
+    contents = []
+    for folder in (source, result):
+        record = read_stored(folder).objects["layer._extra_state/shard_0_1"]
+        contents.append(record.file.read_bytes()[record.start : record.start + record.length])
+    assert contents[0] == contents[1]
 
 
 @pytest.mark.parametrize("cut", CUTS, ids=str)
