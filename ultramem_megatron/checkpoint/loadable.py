@@ -20,8 +20,8 @@ _FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "commo
 """What we write; megatron-core would take another reader for another one."""
 
 
-def check_loadable(folder: Path, manifest: Manifest) -> Stored:
-    """The list of what a checkpoint holds, after a look at all that is no tensor. Reads no tensor.
+def check_loadable(folder: Path, manifest: Manifest) -> None:
+    """Look at all in a checkpoint that is no tensor.
 
     Raises:
         CheckpointError: It holds something else; names the file and what is wrong with it.
@@ -29,7 +29,6 @@ def check_loadable(folder: Path, manifest: Manifest) -> Stored:
     reasons = list(why_not_loadable(folder, manifest))
     if reasons:
         raise CheckpointError(describe_damage(folder, reasons))
-    return read_stored(folder)
 
 
 def why_not_loadable(folder: Path, manifest: Manifest) -> Iterator[str]:

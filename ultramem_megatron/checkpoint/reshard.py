@@ -17,6 +17,7 @@ import numpy as np
 from ultramem_megatron.checkpoint import store
 from ultramem_megatron.checkpoint.digest import Bits, digest_bits, tensor_digest
 from ultramem_megatron.checkpoint.integrity import changed_files, describe_damage
+from ultramem_megatron.checkpoint.loadable import COMMON, FORMAT, check_loadable
 from ultramem_megatron.checkpoint.manifest import Manifest, read_manifest
 from ultramem_megatron.checkpoint.stored import (
     METADATA,
@@ -96,6 +97,7 @@ def reshard(source: Path, root: Path, cut: Cut, block_bytes: int = BLOCK_BYTES) 
     changed = changed_files(source, manifest, manifest.sha256)
     if changed:
         raise CheckpointError(describe_damage(source, [f"{name} has changed since it was written" for name in changed]))
+    check_loadable(source, manifest)
     stored = read_stored(source)
     folder = store.begin(root, manifest.step)
     try:
@@ -104,9 +106,8 @@ def reshard(source: Path, root: Path, cut: Cut, block_bytes: int = BLOCK_BYTES) 
             tables = _write_tables(stored, manifest, cut, files, block_bytes)
             _copy_the_rest(stored, files)
         _write_metadata(folder, stored, tables, files)
-        for name in manifest.files:
-            if name != METADATA and not name.endswith(".distcp"):
-                shutil.copyfile(source / name, folder / name)
+        for name in (COMMON, FORMAT):
+            shutil.copyfile(source / name, folder / name)
     except BaseException:
         shutil.rmtree(folder)
         raise
