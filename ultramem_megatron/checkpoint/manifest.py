@@ -76,6 +76,8 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise CheckpointError(f"checkpoint {folder} has no {MANIFEST}: it was not finished; remove the folder")
+    if path.is_symlink():
+        raise CheckpointError(f"checkpoint {folder} is damaged: {MANIFEST} is a link; restore it or remove the folder")
     try:
         manifest = Manifest.model_validate(json.loads(path.read_text()))
     except (OSError, ValueError, RecursionError) as error:  # of pydantic too
@@ -106,12 +108,14 @@ def _reason(error: Exception) -> str:
 def _why_not_as_written(folder: Path, name: str, size: int) -> str:
     if reason := why_not_inside(folder, name):
         return reason
-    file = folder / name
     if name == MANIFEST:
         return "lists itself"
-    if not file.is_file():
-        return "is missing"
-    found = file.stat().st_size
+    try:
+        if not (folder / name).is_file():
+            return "is missing"
+        found = (folder / name).stat().st_size
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
     return "" if found == size else f"has {found} bytes, written were {size}"
 
 

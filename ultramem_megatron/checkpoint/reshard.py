@@ -88,16 +88,27 @@ def reshard(source: Path, root: Path, cut: Cut, block_bytes: int = BLOCK_BYTES) 
         block_bytes: Size of a row block.
 
     Raises:
-        CheckpointError: ``source`` is damaged, or ``root`` has a checkpoint of that step.
+        CheckpointError: ``source`` is damaged; ``root`` has a checkpoint of that step, or cannot be written.
     """
     manifest = read_manifest(source)
-    target = store.step_folder(root, manifest.step)
-    if target.exists():
-        raise CheckpointError(f"{target} exists already; name another folder with --out")
     changed = changed_files(source, manifest, manifest.sha256)
     if changed:
         raise CheckpointError(describe_damage(source, [f"{name} has changed since it was written" for name in changed]))
     check_loadable(source, manifest)
+    try:
+        return _write(source, manifest, root, cut, block_bytes)
+    except OSError as error:
+        # the source was read through just before: what fails now is the writing
+        raise CheckpointError(
+            f"--out {root} cannot be written ({error.strerror or error}); nothing was left there: name a folder that "
+            "can be written and has room for another copy of the checkpoint"
+        ) from error
+
+
+def _write(source: Path, manifest: Manifest, root: Path, cut: Cut, block_bytes: int) -> Path:
+    target = store.step_folder(root, manifest.step)
+    if target.exists():
+        raise CheckpointError(f"{target} exists already; name another folder with --out")
     stored = read_stored(source)
     folder = store.begin(root, manifest.step)
     try:
@@ -108,10 +119,10 @@ def reshard(source: Path, root: Path, cut: Cut, block_bytes: int = BLOCK_BYTES) 
         _write_metadata(folder, stored, tables, files)
         for name in (COMMON, FORMAT):
             shutil.copyfile(source / name, folder / name)
+        return store.finish(root, folder, manifest.model_copy(update={"version": 2, "sha256": {}}), keep=None)
     except BaseException:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # gone already, if it has its name
         raise
-    return store.finish(root, folder, manifest.model_copy(update={"version": 2, "sha256": {}}), keep=None)
 
 
 class _OutFile:

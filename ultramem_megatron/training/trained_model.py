@@ -116,12 +116,12 @@ def open_trained_model(run_dir: Path, device: torch.device) -> TrainedModel:
     plan = choose_plan(config, BOUNDLESS)
     groups = build_run_groups(config, plan, device)
     chunks = build_model_chunks(config, plan, groups, transformer_config(config))
-    manifest = _load_newest(run_dir, chunks)
+    manifest = load_newest(run_dir, chunks)
     tokenizer = open_tokenizer(Path(config.data.folder))
     return TrainedModel(chunks[0].eval(), tokenizer, config, manifest, device)
 
 
-def _load_newest(run_dir: Path, chunks: Sequence[UltraMemModel]) -> Manifest:
+def load_newest(run_dir: Path, chunks: Sequence[UltraMemModel]) -> Manifest:
     """Fill the weights from the newest good checkpoint; as a resume does, name damaged ones and pass them over."""
     damaged: dict[Path, str] = {}
     while True:
