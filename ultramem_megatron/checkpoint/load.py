@@ -58,7 +58,9 @@ def _load(folder: Path, state: dict[str, Any], replicas: dist.ProcessGroup | Non
         strategy = FullyParallelLoadStrategyWrapper(strategy, replicas)
     try:
         with plain_reader():
-            filled = dist_checkpointing.load(without_objects(state), str(folder), strategy, PlainCommon())
+            filled = dist_checkpointing.load(without_objects(state), str(folder), strategy, PlainCommon(state))
+    except CheckpointError as error:  # of common.pt, which is the same on all ranks
+        raise CheckpointError(describe_damage(folder, [str(error)])) from None
     except CheckpointException as error:
         reasons = [f"rank {rank} cannot read its part ({failure!r})" for rank, (failure, _) in error.failures.items()]
         raise CheckpointError(describe_damage(folder, reasons)) from None

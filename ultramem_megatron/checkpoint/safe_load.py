@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
-from ultramem_megatron.checkpoint.stored import Chunk, ChunkReader, Record, Stored, StoredTensor, read_stored
+from ultramem_megatron.checkpoint.stored import Chunk, ChunkReader, Record, Stored, StoredTensor, read_stored, reason_of
 from ultramem_megatron.errors import CheckpointError
 from ultramem_megatron.parallel.patching import put
 
@@ -108,11 +108,52 @@ def _place(record: Record) -> _StorageInfo:
 
 
 class PlainCommon(TorchCommonLoadStrategy):
-    """``common.pt`` by the unpickler of torch that builds tensors and plain objects alone."""
+    """``common.pt`` by the unpickler of torch that builds tensors and plain objects alone, and of it what is asked for.
 
-    def load_common(self, checkpoint_dir: str | Path) -> Any:
-        """As megatron-core's, whatever the environment says of ``weights_only``."""
-        return torch.load(Path(checkpoint_dir) / COMMON_STATE_FNAME, map_location="cpu", weights_only=True)
+    What a file says in the place of a tensor of the run, or of another kind, would fail deep inside megatron-core.
+    """
+
+    def __init__(self, wanted: dict[str, Any]) -> None:
+        """
+        Args:
+            wanted: The state that is to be filled.
+        """
+        self.wanted = wanted
+
+    def load_common(self, checkpoint_dir: str | Path) -> dict[str, Any]:
+        """As megatron-core's, whatever the environment says of ``weights_only``.
+
+        Raises:
+            CheckpointError: It holds no settings of this run's optimizer.
+        """
+        path = Path(checkpoint_dir) / COMMON_STATE_FNAME
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever a damaged archive does
+            raise CheckpointError(f"{path.name} cannot be read ({reason_of(error)})") from None
+        if "optimizer" not in self.wanted:
+            return {}
+        try:
+            return {"optimizer": _settings(self.wanted["optimizer"], content["optimizer"])}
+        except (AttributeError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path.name} holds no settings of this run's optimizer ({error!r})") from None
+
+
+def _settings(wanted: dict[Any, Any], found: dict[Any, Any]) -> dict[Any, Any]:
+    """Of each part of the optimizer, if there are several, else of the whole."""
+    if "optimizer" not in wanted:
+        return {part: _settings(wanted[part], found[part]) for part in wanted}
+    before, groups = wanted["optimizer"]["param_groups"], found["optimizer"]["param_groups"]
+    for ours, theirs in zip(before, groups, strict=False):
+        for name in ours.keys() & theirs.keys():
+            if _is_number(ours[name]) and not _is_number(theirs[name]):
+                raise TypeError(f"{name} is no number")
+    others = {name: found[name] for name in wanted.keys() - {"optimizer", "param_state"} if name in found}
+    return {"optimizer": {"param_groups": [dict(group) for group in groups]}, **others}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | Tensor)
 
 
 def without_objects(state: dict[str, Any]) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def _put_record(is_object: bool, content: bytes) -> Callable[[Path], None]:
     return harm
 
 
-def _first(listed: Listed, is_object: bool) -> MetadataIndex:
+def _first(listed: Metadata, is_object: bool) -> MetadataIndex:
     return next(index for index in listed.storage_data if ("_extra_state" in index.fqn) == is_object)
 
 
