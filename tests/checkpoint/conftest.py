@@ -94,7 +94,9 @@ class StoredModel:
         self.listed["layer._extra_state/shard_0_1"] = BytesStorageMetadata()
         for name, content in self.files.items():
             (folder / name).write_bytes(content.getvalue())
-        (folder / "common.pt").write_bytes(saved_by_torch({"optimizer": {"param_groups": [{"lr": 1e-3}]}}))
+        (folder / "common.pt").write_bytes(
+            saved_by_torch({"optimizer": {"optimizer": {"param_groups": [{"lr": 1e-3}]}}})
+        )
         (folder / "metadata.json").write_text(json.dumps({**BACKENDS, "common_backend": "torch"}))
         (folder / ".metadata").write_bytes(pickle.dumps(Metadata(self.listed, storage_data=self.places)))
         digests = join_pieces(digest_piece(name, t, (0,) * t.dim(), t.shape) for name, t in self.tensors.items())

@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from ultramem_megatron.checkpoint.content import logical_digests, sharded_state, weights_state
 from ultramem_megatron.checkpoint.integrity import changed_files, compare_digests, describe_damage
 from ultramem_megatron.checkpoint.loadable import COMMON, check_loadable
-from ultramem_megatron.checkpoint.manifest import MANIFEST, Manifest
+from ultramem_megatron.checkpoint.manifest import Manifest
 from ultramem_megatron.checkpoint.names import shown
 from ultramem_megatron.checkpoint.safe_load import PlainCommon, plain_reader, without_objects
 from ultramem_megatron.config.load import to_plain
@@ -143,9 +143,6 @@ def check_same_model(folder: Path, manifest: Manifest, config: dict[str, Any]) -
     compared = [("memory", "variant"), *(("model", name) for name in _IDENTITY["model"])]
     if config["memory"]["variant"] != "none":
         compared += [("memory", name) for name in _IDENTITY["memory"]]
-    for section in _IDENTITY:
-        if not isinstance(manifest.config.get(section, {}), dict):
-            raise CheckpointError(describe_damage(folder, [f"{MANIFEST} holds no settings in config.{section}"]))
     before = to_plain(RunConfig())  # a checkpoint from before a setting existed has what is its default now
     for section, name in compared:
         there, here = manifest.config.get(section, {}).get(name, before[section][name]), config[section][name]

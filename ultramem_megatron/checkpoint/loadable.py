@@ -7,6 +7,7 @@ runs code when it is read, and no name leads out of the folder.
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ultramem_megatron.checkpoint.archive import open_archive, pickle_in
 from ultramem_megatron.checkpoint.integrity import describe_damage
@@ -39,7 +40,7 @@ def why_not_loadable(folder: Path, manifest: Manifest) -> Iterator[str]:
         return
     if reason := _why_not_our_format(folder / FORMAT):
         yield f"{FORMAT} {reason}"
-    if reason := _why_not_plain(folder / COMMON, 0, manifest.files[COMMON]):
+    if reason := _why_no_settings(folder / COMMON, manifest.files[COMMON]):
         yield f"{COMMON} cannot be read ({reason})"
     try:
         stored = read_stored(folder)
@@ -60,11 +61,29 @@ def _wrong_records(folder: Path, stored: Stored, manifest: Manifest) -> Iterator
 def _why_not_plain(file: Path, start: int, length: int) -> str:
     """Why some bytes of a file are no numbers and texts that ``torch.save`` wrote."""
     try:
-        with open_archive(file, start, length) as archive:
-            unpickle_plain(pickle_in(archive)[1], "plain record")
+        _plain(file, start, length)
     except Exception as error:  # whatever a damaged pickle or archive does
         return reason_of(error)
     return ""
+
+
+def _why_no_settings(file: Path, length: int) -> str:
+    """Likewise; and they must be those of an optimizer, or of its parts."""
+    try:
+        saved = _plain(file, 0, length)["optimizer"]
+        for part in [saved] if "optimizer" in saved else saved.values():
+            if not all(isinstance(group, dict) for group in part["optimizer"]["param_groups"]):
+                raise ValueError("a group of parameters is none")
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        return f"it holds no settings of an optimizer: {type(error).__name__} {reason_of(error)}"
+    except Exception as error:  # whatever a damaged pickle or archive does
+        return reason_of(error)
+    return ""
+
+
+def _plain(file: Path, start: int, length: int) -> Any:
+    with open_archive(file, start, length) as archive:
+        return unpickle_plain(pickle_in(archive)[1], "plain record")
 
 
 def _why_not_our_format(path: Path) -> str:

@@ -43,7 +43,8 @@ class Manifest(BaseModel):
     world_size: Count
     plan: dict[str, Any]
     plan_hash: Text
-    config: dict[str, Any]
+    config: dict[str, dict[str, Any]]
+    """By section."""
     versions: dict[Text, Text]
     """Of Python packages that wrote it."""
     files: dict[str, Count]

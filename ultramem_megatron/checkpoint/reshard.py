@@ -235,6 +235,7 @@ def _copy_the_rest(stored: Stored, files: list[_OutFile]) -> None:
     for tensor in stored.tensors.values():
         if not tensor.is_table:
             for chunk in tensor.chunks:
+                ChunkReader(chunk, tensor.dtype)  # refuses what is no tensor: bytes are copied without a further look
                 smallest = min(files, key=lambda file: file.size)
                 smallest.copy(_index(tensor.name, chunk.offset), chunk.record)
     for name, record in stored.objects.items():
