@@ -1,6 +1,7 @@
 """Checkpoint folders without a model in them: some files, and a manifest that lists them."""
 
 import io
+import json
 import pickle
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -66,6 +67,15 @@ def write_checkpoint(tmp_path: Path, make_manifest: Callable[..., Manifest]) -> 
     return write
 
 
+BACKENDS = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
+
+
+def saved_by_torch(content: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
 class StoredModel:
     """Logical tensors, and the way in which they are written: what the ranks of a run would leave behind."""
 
@@ -80,11 +90,14 @@ class StoredModel:
         folder = store.begin(root, manifest.step)
         for name, tensor in self.tensors.items():
             self._add(name, tensor)
-        self._put("__0_0.distcp", MetadataIndex("layer._extra_state/shard_0_1"), b"opaque")
+        self._put("__0_0.distcp", MetadataIndex("layer._extra_state/shard_0_1"), saved_by_torch([None]))
         self.listed["layer._extra_state/shard_0_1"] = BytesStorageMetadata()
         for name, content in self.files.items():
             (folder / name).write_bytes(content.getvalue())
-        (folder / "common.pt").write_bytes(b"schedule")
+        (folder / "common.pt").write_bytes(
+            saved_by_torch({"optimizer": {"optimizer": {"param_groups": [{"lr": 1e-3}]}}})
+        )
+        (folder / "metadata.json").write_text(json.dumps({**BACKENDS, "common_backend": "torch"}))
         (folder / ".metadata").write_bytes(pickle.dumps(Metadata(self.listed, storage_data=self.places)))
         digests = join_pieces(digest_piece(name, t, (0,) * t.dim(), t.shape) for name, t in self.tensors.items())
         return store.finish(root, folder, manifest.model_copy(update={"digests": digests}), keep=9)
@@ -96,9 +109,7 @@ class StoredModel:
             for columns in pairwise([0, *(self.column_cuts if is_table else ()), tensor.shape[-1]]):
                 piece = tensor[slice(*rows)] if tensor.dim() == 1 else tensor[slice(*rows), ..., slice(*columns)]
                 offset = torch.Size([rows[0], *[0] * (tensor.dim() - 2), columns[0]][: tensor.dim()])
-                buffer = io.BytesIO()
-                torch.save(piece.clone(), buffer)
-                self._put(f"__{number}_0.distcp", MetadataIndex(name, offset), buffer.getvalue())
+                self._put(f"__{number}_0.distcp", MetadataIndex(name, offset), saved_by_torch(piece.clone()))
                 chunks.append(ChunkStorageMetadata(offset, piece.shape))
         self.listed[name] = TensorStorageMetadata(TensorProperties.create_from_tensor(tensor), tensor.shape, chunks)
 

@@ -12,6 +12,7 @@ import torch
 
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.files import sha256_of, write_json
+from ultramem_megatron.testing.distributed import run_distributed
 from ultramem_megatron.testing.layouts import Layout, train_layout
 from ultramem_megatron.testing.tiny import tiny_config
 
@@ -106,6 +107,27 @@ def test_a_shard_that_one_rank_cannot_make_sense_of_is_passed_over_by_all(root: 
     accept_hash(folder, flip_byte(folder, TABLES[0], part=0.0))  # the first byte of the archive
     assert steps_taken_to(3, NUMBER_WISE, root) == 2
     assert "step_00000002 is damaged: rank 1 cannot read its part (" in warnings.read_text()
+
+
+def test_weights_alone_come_from_the_previous_one_too(root: Path, warnings: Path) -> None:
+    file = root / "step_00000002" / "common.pt"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+    assert run_distributed(1, step_of_the_weights, root.parent) == [1]
+    assert "step_00000002 is damaged: common.pt " in warnings.read_text()
+
+
+def step_of_the_weights(run_dir: Path) -> int:
+    from ultramem_megatron.planning.choose import choose_plan
+    from ultramem_megatron.planning.cluster import local_cluster
+    from ultramem_megatron.training.setup import build_run_groups, build_train_state
+    from ultramem_megatron.training.trained_model import load_newest
+
+    config = stop_after(2)
+    plan = choose_plan(config, local_cluster(1))
+    state = build_train_state(config, plan, build_run_groups(config, plan, torch.device("cpu")))
+    return load_newest(run_dir, state.chunks).step
 
 
 def test_undamaged_ones_are_used(root: Path) -> None:

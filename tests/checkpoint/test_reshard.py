@@ -1,12 +1,16 @@
 """The same logical content, cut for other ranks, in bounded memory."""
 
+import errno
 import io
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,9 +42,17 @@ def test_the_content_stays(write_model: WriteModel, tmp_path: Path, cut: Cut, bl
     before, after = read_manifest(source), read_manifest(result)
     assert after.digests == before.digests
     assert (result / "common.pt").read_bytes() == (source / "common.pt").read_bytes()
-    assert set(after.files) == {".metadata", "common.pt", *(f"__{rank}_0.distcp" for rank in range(cut.files))}
-    record = read_stored(result).objects["layer._extra_state/shard_0_1"]
-    assert record.file.read_bytes()[record.start : record.start + record.length] == b"opaque"
+    assert set(after.files) == {
+        ".metadata",
+        "common.pt",
+        "metadata.json",
+        *(f"__{rank}_0.distcp" for rank in range(cut.files)),
+    }
+    contents = []
+    for folder in (source, result):
+        record = read_stored(folder).objects["layer._extra_state/shard_0_1"]
+        contents.append(record.file.read_bytes()[record.start : record.start + record.length])
+    assert contents[0] == contents[1]
 
 
 @pytest.mark.parametrize("cut", CUTS, ids=str)
@@ -83,6 +95,30 @@ def test_content_that_was_not_saved_leaves_nothing_behind(write_model: WriteMode
     manifest["digests"][TABLE]["digest"] = "0" * 16
     (source / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match=f"the content of {TABLE} is not what was saved"):
+        reshard(source, tmp_path / "out", Cut(row_parts=2))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_named(write_model: WriteModel, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("none of ours")
+    for root in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nothing")):
+        with pytest.raises(
+            CheckpointError, match=rf"--out {root} cannot be written \(.+\); nothing was left there: name"
+        ):
+            reshard(write_model(), root, Cut(row_parts=2))
+        shutil.rmtree(tmp_path / "checkpoints")
+
+
+@pytest.mark.parametrize("part", ["write_tensor", "shutil.copyfile", "store.finish"])
+def test_a_full_disk_is_named_and_nothing_is_left(
+    write_model: WriteModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    source = write_model()
+    monkeypatch.setattr(f"ultramem_megatron.checkpoint.reshard.{part}", full)
+    with pytest.raises(CheckpointError, match=r"out cannot be written \(No space left on device\); .* has room"):
         reshard(source, tmp_path / "out", Cut(row_parts=2))
     assert list((tmp_path / "out").iterdir()) == []
 

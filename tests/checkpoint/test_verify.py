@@ -39,7 +39,7 @@ def test_all_is_well(
     monkeypatch.setattr(verifying, "BLOCK_BYTES", block_bytes)
     verdict = verify(write_model(**cuts))
     assert verdict.damage == []
-    assert verdict.files == 3 + len(cuts.get("row_cuts", ()))
+    assert verdict.files == 4 + len(cuts.get("row_cuts", ()))
     assert verdict.tensors == 4
 
 

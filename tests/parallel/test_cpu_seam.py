@@ -350,6 +350,30 @@ def check_exchange_in_blocks() -> None:
     assert copied < buffer.grad_data.nbytes * 3 // 4, f"{copied} bytes copied"
 
 
+def check_state_of_buckets() -> None:
+    """Three buckets, each padded: what is described of a parameter is what the optimizer holds of it."""
+    from megatron.core import parallel_state
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor
+    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+
+    from ultramem_megatron.checkpoint.held_state import altered_states
+
+    parallel_state.initialize_model_parallel()
+    module = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 3), nn.Linear(3, 5))
+    module[1].weight.shared_embedding = True  # has a bucket of its own
+    ddp_config = DistributedDataParallelConfig(use_distributed_optimizer=True, average_in_collective=False)
+    model = DistributedDataParallel(small_config(), ddp_config, module)
+    assert len(model.buffers[0].buckets) == 3
+    model(torch.randn(2, 8)).square().sum().backward()
+    model.finish_grad_sync()
+    (optimizer,) = small_optimizer(model).chained_optimizers
+    optimizer.step()
+    described = {n: ShardedTensor.from_rank_offsets(n, p) for n, p in module.named_parameters()}
+    state = optimizer.sharded_param_state_fully_reshardable(described, metadata={})
+    altered = altered_states([optimizer], [{"param_state": state}])
+    assert not altered, altered
+
+
 PROBES = {
     "current device": Probe(check_buffers, NO_CUDA),
     "Tensor.cuda": Probe(check_restore_to_device, NO_CUDA),
@@ -372,6 +396,7 @@ PROBES = {
     "router gemm": Probe(check_router, "te_general_gemm"),
     "Adam step": Probe(check_adam_step, "step"),
     "gradient scale": Probe(check_scaling_in_place, "a copy was made"),
+    "places of buckets": Probe(check_state_of_buckets, "is not what the optimizer holds", world_size=2),
 }
 
 

@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from ultramem_megatron.checkpoint.manifest import read_manifest
+from ultramem_megatron.checkpoint.integrity import describe_damage
+from ultramem_megatron.checkpoint.manifest import MANIFEST, Manifest, read_manifest
 from ultramem_megatron.checkpoint.set_aside import describe_mark, is_set_aside
 from ultramem_megatron.checkpoint.store import checkpoint_folders
 from ultramem_megatron.checkpoint.stored import TABLE_SUFFIX, StoredTensor, read_stored
+from ultramem_megatron.errors import CheckpointError
 
 OPTIMIZER = "optimizer."
 
@@ -22,11 +24,10 @@ def describe(folder: Path) -> dict[str, Any]:
     weights = [tensor for tensor in tensors if not tensor.name.startswith(OPTIMIZER)]
     tables = [tensor for tensor in weights if tensor.is_table]
     dense = [tensor for tensor in weights if not tensor.is_table]
-    placements = manifest.plan.get("placements", [])
     return {
         "folder": str(folder),
         **{name: getattr(manifest, name) for name in ("step", "consumed_samples", "consumed_tokens", "world_size")},
-        "plan": {"hash": manifest.plan_hash, "tables": sorted({_share(placement) for placement in placements})},
+        "plan": {"hash": manifest.plan_hash, "tables": _shares(folder, manifest)},
         "data_fingerprint": manifest.data_fingerprint,
         "versions": manifest.versions,
         "files": len(manifest.files) + 1,
@@ -39,8 +40,15 @@ def describe(folder: Path) -> dict[str, Any]:
     }
 
 
-def _share(placement: dict[str, Any]) -> str:
-    return f"{placement['partition']} over {placement['parallel_size']}"
+def _shares(folder: Path, manifest: Manifest) -> list[str]:
+    """How tables were cut, each way once."""
+    try:
+        placements = [(one["partition"], one["parallel_size"]) for one in manifest.plan.get("placements", [])]
+    except (AttributeError, KeyError, TypeError):
+        placements = [(None, None)]
+    if not all(isinstance(name, str) and name.isprintable() and type(size) is int for name, size in placements):
+        raise CheckpointError(describe_damage(folder, [f"{MANIFEST} holds no plan that names partitions and ranks"]))
+    return sorted({f"{name} over {size}" for name, size in placements})
 
 
 def _table(table: StoredTensor, states: list[StoredTensor]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ probability 2**-64. That finds corruption and shards that went to the wrong plac
 means harm: who can write the checkpoint can write its manifest.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,8 @@ class Piece:
     """As torch calls it, without ``torch.``."""
     part: int
     """What the rectangle adds to the digest, in [0, 2**64)."""
+    elements: int
+    """Of the rectangle."""
 
 
 def digest_bits(name: str, bits: Bits, offset: Sequence[int], shape: Sequence[int]) -> int:
@@ -70,6 +73,16 @@ def join_pieces(pieces: Iterable[Piece]) -> dict[str, TensorDigest]:
         totals[piece.name] = totals.get(piece.name, 0) + piece.part
         kinds[piece.name] = piece
     return {name: tensor_digest(kinds[name].shape, kinds[name].dtype, totals[name]) for name in sorted(totals)}
+
+
+def incomplete_tensors(pieces: Iterable[Piece]) -> list[str]:
+    """Names of tensors whose pieces have fewer or more elements than they."""
+    elements: dict[str, int] = {}
+    wanted: dict[str, int] = {}
+    for piece in pieces:
+        elements[piece.name] = elements.get(piece.name, 0) + piece.elements
+        wanted[piece.name] = math.prod(piece.shape)
+    return sorted(name for name, found in elements.items() if found != wanted[name])
 
 
 def _sum_blocks(key: int, bits: Bits, offset: tuple[int, ...], shape: tuple[int, ...]) -> int:

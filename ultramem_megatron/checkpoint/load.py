@@ -1,13 +1,14 @@
 """Read a checkpoint into a run of any layout."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.serialization import get_default_load_sharded_strategy
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelLoadStrategyWrapper
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.optimizer import ChainedOptimizer
@@ -15,18 +16,24 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from ultramem_megatron.checkpoint.content import logical_digests, sharded_state, weights_state
 from ultramem_megatron.checkpoint.integrity import changed_files, compare_digests, describe_damage
+from ultramem_megatron.checkpoint.loadable import COMMON, check_loadable
 from ultramem_megatron.checkpoint.manifest import Manifest
+from ultramem_megatron.checkpoint.names import shown
+from ultramem_megatron.checkpoint.safe_load import PlainCommon, plain_reader, without_objects
 from ultramem_megatron.config.load import to_plain
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.errors import CheckpointError
+from ultramem_megatron.parallel.agree import on_first_rank
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
-    """Read every file once, each rank its share, before any is loaded. Collective over the world.
+    """Look at a checkpoint before any of it is loaded: whether it holds what one of ours holds, and nothing that would
+    run; and read every file once, each rank its share. Collective over the world.
 
     Raises:
-        CheckpointError: On all ranks; names the files that have changed.
+        CheckpointError: On all ranks; names the files that have changed, or that hold something else.
     """
+    on_first_rank(partial(check_loadable, folder, manifest))
     largest_first = sorted(manifest.sha256, key=lambda name: manifest.files[name], reverse=True)
     gathered: list[list[str]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(gathered, changed_files(folder, manifest, largest_first[dist.get_rank() :: len(gathered)]))
@@ -36,24 +43,28 @@ def check_files(folder: Path, manifest: Manifest) -> None:
 
 
 def _load(folder: Path, state: dict[str, Any], replicas: dist.ProcessGroup | None = None) -> dict[str, Any]:
-    """As megatron-core does it.
+    """As megatron-core does it, but that nothing is unpickled (``safe_load.py``).
 
     Args:
-        folder: The checkpoint.
+        folder: The checkpoint, which was looked at.
         state: What to fill.
         replicas: What several ranks of this group need, one of them reads and sends on. None: each reads all it needs.
 
     Raises:
         CheckpointError: On all ranks, when one cannot read a file or make sense of it; names rank and reason.
     """
+    strategy: Any = TorchDistLoadShardedStrategy()
+    if replicas is not None:
+        strategy = FullyParallelLoadStrategyWrapper(strategy, replicas)
     try:
-        strategy = get_default_load_sharded_strategy(str(folder))
-        if replicas is not None:
-            strategy = FullyParallelLoadStrategyWrapper(strategy, replicas)
-        return dict(dist_checkpointing.load(state, str(folder), sharded_strategy=strategy))
+        with plain_reader():
+            filled = dist_checkpointing.load(without_objects(state), str(folder), strategy, PlainCommon(state))
+    except CheckpointError as error:  # of common.pt, which is the same on all ranks
+        raise CheckpointError(describe_damage(folder, [str(error)])) from None
     except CheckpointException as error:
         reasons = [f"rank {rank} cannot read its part ({failure!r})" for rank, (failure, _) in error.failures.items()]
         raise CheckpointError(describe_damage(folder, reasons)) from None
+    return dict(filled)
 
 
 def load_checkpoint(
@@ -80,10 +91,20 @@ def load_checkpoint(
         chunk.module.load_state_dict(loaded["model"][f"chunk_{index}"])
     weights = logical_digests(weights_state([chunk.module for chunk in ddp]))
     compare_digests(folder, manifest, weights)  # now: the optimizer writes its own copy of the parameters over them
-    optimizer.load_state_dict(loaded["optimizer"])
+    _fill_optimizer(folder, optimizer, loaded)
     del loaded
     state = logical_digests(sharded_state(ddp, optimizer, loading=False))
     compare_digests(folder, manifest, {name: digest for name, digest in state.items() if name not in weights})
+    compare_digests(folder, manifest, state)  # the weights again, as the optimizer has them now
+
+
+def _fill_optimizer(folder: Path, optimizer: ChainedOptimizer, loaded: dict[str, Any]) -> None:
+    try:
+        optimizer.load_state_dict(loaded["optimizer"])
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        # its tensors were asked for by this run; what else there is, a file says, which is the same on all ranks
+        reason = f"{COMMON} does not hold the settings of this run's optimizer ({error!r})"
+        raise CheckpointError(describe_damage(folder, [reason])) from error
 
 
 def load_weights(folder: Path, manifest: Manifest, chunks: Sequence[GPTModel]) -> None:
@@ -127,6 +148,6 @@ def check_same_model(folder: Path, manifest: Manifest, config: dict[str, Any]) -
         there, here = manifest.config.get(section, {}).get(name, before[section][name]), config[section][name]
         if there != here:
             raise CheckpointError(
-                f"checkpoint {folder} is of another model: {section}.{name} = {there} there and {here} here; "
+                f"checkpoint {folder} is of another model: {section}.{name} = {shown(there)} there and {here} here; "
                 "use the run's own config, or another run folder"
             )

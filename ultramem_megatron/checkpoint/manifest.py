@@ -3,13 +3,18 @@
 import json
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ultramem_megatron.checkpoint.names import shown, why_not_inside
 from ultramem_megatron.errors import CheckpointError
 
 MANIFEST = "manifest.json"
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+"""Without control characters: it is printed."""
 
 
 class TensorDigest(BaseModel):
@@ -17,9 +22,9 @@ class TensorDigest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    shape: tuple[int, ...]
-    dtype: str
-    digest: str
+    shape: tuple[Count, ...]
+    dtype: Text
+    digest: Text
     """16 hex digits."""
 
 
@@ -30,29 +35,30 @@ class Manifest(BaseModel):
 
     version: Literal[1, 2] = 2
     """1 had neither ``sha256`` nor ``digests``."""
-    step: int
-    consumed_samples: int
-    consumed_tokens: int
-    data_fingerprint: str
+    step: Count
+    consumed_samples: Count
+    consumed_tokens: Count
+    data_fingerprint: Text
     """Of the training samples and their order."""
-    world_size: int
+    world_size: Count
     plan: dict[str, Any]
-    plan_hash: str
-    config: dict[str, Any]
-    versions: dict[str, str]
+    plan_hash: Text
+    config: dict[str, dict[str, Any]]
+    """By section."""
+    versions: dict[Text, Text]
     """Of Python packages that wrote it."""
-    files: dict[str, int]
+    files: dict[str, Count]
     """Size in bytes of every other file, by path inside the folder."""
-    sha256: dict[str, str] = {}
+    sha256: dict[str, Text] = {}
     """Of the same files."""
-    digests: dict[str, TensorDigest] = {}
+    digests: dict[Text, TensorDigest] = {}
     """Of every logical tensor, by its name in the checkpoint."""
 
     recent_losses: tuple[float, ...] = ()
     """Of the last good steps, by which a bad one is told."""
-    bad_steps: int = 0
-    bad_in_a_row: int = 0
-    skipped_samples: tuple[tuple[int, int], ...] = ()
+    bad_steps: Count = 0
+    bad_in_a_row: Count = 0
+    skipped_samples: tuple[tuple[Count, Count], ...] = ()
     """Left out of the training: first sample, and the one after the last."""
 
     def write(self, folder: Path) -> None:
@@ -63,7 +69,7 @@ class Manifest(BaseModel):
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest, after every file that it lists was found with its size.
+    """The manifest, after every file that it lists was found in the folder with its size.
 
     Raises:
         CheckpointError: The folder is incomplete or damaged; names the first file that is wrong.
@@ -71,21 +77,47 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise CheckpointError(f"checkpoint {folder} has no {MANIFEST}: it was not finished; remove the folder")
+    if path.is_symlink():
+        raise CheckpointError(f"checkpoint {folder} is damaged: {MANIFEST} is a link; restore it or remove the folder")
     try:
         manifest = Manifest.model_validate(json.loads(path.read_text()))
-    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"checkpoint {folder}: {MANIFEST} is damaged ({reason}); remove the folder") from None
+    except (OSError, ValueError, RecursionError) as error:  # of pydantic too
+        raise CheckpointError(
+            f"checkpoint {folder}: {MANIFEST} is damaged ({_reason(error)}); remove the folder"
+        ) from None
     for name, size in manifest.files.items():
-        file = folder / name
-        if not file.is_file():
-            raise CheckpointError(f"checkpoint {folder} is damaged: {name} is missing; restore it or remove the folder")
-        if file.stat().st_size != size:
+        if wrong := _why_not_as_written(folder, name, size):
             raise CheckpointError(
-                f"checkpoint {folder} is damaged: {name} has {file.stat().st_size} bytes, written were {size}; "
-                "restore it or remove the folder"
+                f"checkpoint {folder} is damaged: {shown(name)} {wrong}; restore it or remove the folder"
             )
+    unhashed = set(manifest.files) ^ set(manifest.sha256)
+    if unhashed and (manifest.sha256 or manifest.version > 1):
+        raise CheckpointError(
+            f"checkpoint {folder}: {MANIFEST} is damaged (a size or a hash of {shown(min(unhashed))} is missing); "
+            "remove the folder"
+        )
     return manifest
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_input=False, include_url=False)[0]
+        return shown(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", 300)
+    return shown(str(error).partition("\n")[0], 300)
+
+
+def _why_not_as_written(folder: Path, name: str, size: int) -> str:
+    if reason := why_not_inside(folder, name):
+        return reason
+    if name == MANIFEST:
+        return "lists itself"
+    try:
+        if not (folder / name).is_file():
+            return "is missing"
+        found = (folder / name).stat().st_size
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return "" if found == size else f"has {found} bytes, written were {size}"
 
 
 def list_files(folder: Path) -> dict[str, int]:

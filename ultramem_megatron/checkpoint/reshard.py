@@ -17,6 +17,7 @@ import numpy as np
 from ultramem_megatron.checkpoint import store
 from ultramem_megatron.checkpoint.digest import Bits, digest_bits, tensor_digest
 from ultramem_megatron.checkpoint.integrity import changed_files, describe_damage
+from ultramem_megatron.checkpoint.loadable import COMMON, FORMAT, check_loadable
 from ultramem_megatron.checkpoint.manifest import Manifest, read_manifest
 from ultramem_megatron.checkpoint.stored import (
     METADATA,
@@ -87,15 +88,27 @@ def reshard(source: Path, root: Path, cut: Cut, block_bytes: int = BLOCK_BYTES) 
         block_bytes: Size of a row block.
 
     Raises:
-        CheckpointError: ``source`` is damaged, or ``root`` has a checkpoint of that step.
+        CheckpointError: ``source`` is damaged; ``root`` has a checkpoint of that step, or cannot be written.
     """
     manifest = read_manifest(source)
-    target = store.step_folder(root, manifest.step)
-    if target.exists():
-        raise CheckpointError(f"{target} exists already; name another folder with --out")
     changed = changed_files(source, manifest, manifest.sha256)
     if changed:
         raise CheckpointError(describe_damage(source, [f"{name} has changed since it was written" for name in changed]))
+    check_loadable(source, manifest)
+    try:
+        return _write(source, manifest, root, cut, block_bytes)
+    except OSError as error:
+        # the source was read through just before: what fails now is the writing
+        raise CheckpointError(
+            f"--out {root} cannot be written ({error.strerror or error}); nothing was left there: name a folder that "
+            "can be written and has room for another copy of the checkpoint"
+        ) from error
+
+
+def _write(source: Path, manifest: Manifest, root: Path, cut: Cut, block_bytes: int) -> Path:
+    target = store.step_folder(root, manifest.step)
+    if target.exists():
+        raise CheckpointError(f"{target} exists already; name another folder with --out")
     stored = read_stored(source)
     folder = store.begin(root, manifest.step)
     try:
@@ -104,13 +117,12 @@ def reshard(source: Path, root: Path, cut: Cut, block_bytes: int = BLOCK_BYTES) 
             tables = _write_tables(stored, manifest, cut, files, block_bytes)
             _copy_the_rest(stored, files)
         _write_metadata(folder, stored, tables, files)
-        for name in manifest.files:
-            if name != METADATA and not name.endswith(".distcp"):
-                shutil.copyfile(source / name, folder / name)
+        for name in (COMMON, FORMAT):
+            shutil.copyfile(source / name, folder / name)
+        return store.finish(root, folder, manifest.model_copy(update={"version": 2, "sha256": {}}), keep=None)
     except BaseException:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # gone already, if it has its name
         raise
-    return store.finish(root, folder, manifest.model_copy(update={"version": 2, "sha256": {}}), keep=None)
 
 
 class _OutFile:
@@ -223,6 +235,7 @@ def _copy_the_rest(stored: Stored, files: list[_OutFile]) -> None:
     for tensor in stored.tensors.values():
         if not tensor.is_table:
             for chunk in tensor.chunks:
+                ChunkReader(chunk, tensor.dtype)  # refuses what is no tensor: bytes are copied without a further look
                 smallest = min(files, key=lambda file: file.size)
                 smallest.copy(_index(tensor.name, chunk.offset), chunk.record)
     for name, record in stored.objects.items():

@@ -19,11 +19,13 @@ from megatron.core.optimizer import ChainedOptimizer
 
 from ultramem_megatron.checkpoint import store
 from ultramem_megatron.checkpoint.content import sharded_state
-from ultramem_megatron.checkpoint.digest import join_pieces
+from ultramem_megatron.checkpoint.digest import incomplete_tensors, join_pieces
 from ultramem_megatron.checkpoint.disk import root_of
+from ultramem_megatron.checkpoint.held_state import altered_states, missing_states
 from ultramem_megatron.checkpoint.manifest import Manifest
 from ultramem_megatron.checkpoint.shard_files import ShardFiles, WrittenShards
-from ultramem_megatron.parallel.agree import on_all_ranks, on_first_rank
+from ultramem_megatron.errors import CheckpointError
+from ultramem_megatron.parallel.agree import any_rank, on_all_ranks, on_first_rank
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +113,7 @@ class Saver:
         """A save from beginning to end, which rests where threads of the ranks are at work; returns their seconds."""
         folder = _begin(self.root, manifest.step)
         try:
-            files = ShardFiles(sharded_state(ddp, optimizer, loading=False), folder)
+            files = ShardFiles(self._state(ddp, optimizer), folder)
             files.stage(copy=self.beside_training)
             writing = self._pool.submit(_timed, files.write)
             yield writing
@@ -128,6 +130,26 @@ class Saver:
                 _clear_away(folder)
             raise
         return max((seconds for seconds, _ in written), default=0.0) + max((s for s, _ in published), default=0.0)
+
+    def _state(self, ddp: list[DistributedDataParallel], optimizer: ChainedOptimizer) -> dict[str, Any]:
+        """What is to be written, after it was compared with what the run holds. Collective over the world.
+
+        Raises:
+            _SaveFailed: On all ranks, when any holds or describes less than all of it.
+        """
+        parts = optimizer.chained_optimizers
+        self._stop_if(missing_states(parts))
+        state = sharded_state(ddp, optimizer, loading=False)
+        described = state["optimizer"]
+        self._stop_if(
+            altered_states(parts, [described] if len(parts) == 1 else [described[i] for i in range(len(parts))])
+        )
+        return state
+
+    def _stop_if(self, reasons: list[str]) -> None:
+        """Nothing, if no rank has a reason. Collective over the world."""
+        if any_rank(bool(reasons), self.device):
+            _raise_if_any("; ".join(reasons[:3]))
 
 
 class _SaveFailed(Exception):
@@ -188,7 +210,10 @@ def _publish(
     files.write_metadata(written)
     store.wait_until_visible(folder, {name: size for shards in written for name, size in shards.sizes.items()})
     sha256 = {name: digest for shards in written for name, digest in shards.sha256.items()}
-    digests = join_pieces(piece for shards in written for piece in shards.pieces)
+    pieces = [piece for shards in written for piece in shards.pieces]
+    if holes := incomplete_tensors(pieces):
+        raise CheckpointError(f"{holes[0]} would be written in part only (and so would {len(holes) - 1} more)")
+    digests = join_pieces(pieces)
     store.finish(root, folder, manifest.model_copy(update={"digests": digests, "sha256": sha256}), keep)
 
 
@@ -210,16 +235,21 @@ def _agree(part: Future[Part[Result]]) -> list[Part[Result]]:
     """
     error = part.exception()
     error = root_of(error) if error else None
-    failures = [""] * dist.get_world_size()
-    dist.all_gather_object(failures, f"{type(error).__name__}: {error}".splitlines()[0] if error else "")
-    reasons = [f"rank {rank}: {failure}" for rank, failure in enumerate(failures) if failure]
-    if reasons:
-        if error is not None:
-            logger.error("what failed on this rank:", exc_info=error)
-        raise _SaveFailed(reasons[0] + (f" (and {len(reasons) - 1} more ranks)" if len(reasons) > 1 else ""))
+    if error is not None:
+        logger.error("what failed on this rank:", exc_info=error)
+    _raise_if_any(f"{type(error).__name__}: {error}".splitlines()[0] if error else "")
     gathered: list[Any] = [None] * dist.get_world_size() if dist.get_rank() == 0 else []
     dist.gather_object(part.result(), gathered or None)
     return gathered
+
+
+def _raise_if_any(failure: str) -> None:
+    """On all ranks, when any has one. Collective over the world."""
+    failures = [""] * dist.get_world_size()
+    dist.all_gather_object(failures, failure)
+    reasons = [f"rank {rank}: {failure}" for rank, failure in enumerate(failures) if failure]
+    if reasons:
+        raise _SaveFailed(reasons[0] + (f" (and {len(reasons) - 1} more ranks)" if len(reasons) > 1 else ""))
 
 
 def package_versions() -> dict[str, str]:

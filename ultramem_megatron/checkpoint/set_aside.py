@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ultramem_megatron.checkpoint.names import shown
 from ultramem_megatron.files import write_text
 
 MARK = "SET_ASIDE"
@@ -24,5 +25,5 @@ def is_set_aside(folder: Path) -> bool:
 
 def describe_mark(folder: Path) -> str:
     """One paragraph about a marked checkpoint, with the way back."""
-    reason = (folder / MARK).read_text(errors="replace").strip() or "its mark gives no reason"
+    reason = shown((folder / MARK).read_text(errors="replace").strip(), 400) or "its mark gives no reason"
     return f"checkpoint {folder} is set aside: {reason}; to use it all the same, remove {folder / MARK}"

@@ -7,16 +7,19 @@ are read with unpicklers that know a handful of plain names and run nothing (``t
 
 import io
 import math
-import pickle
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
+from ultramem_megatron.checkpoint.archive import open_archive, pickle_in
 from ultramem_megatron.checkpoint.digest import Bits
+from ultramem_megatron.checkpoint.names import shown, why_not_inside
 from ultramem_megatron.checkpoint.torch_pickle import DCP, Stand, Unpickler, place_of, sizes_of
 from ultramem_megatron.errors import CheckpointError
 
@@ -49,7 +52,7 @@ STORAGE_CLASSES = {
 }
 """What ``torch.save`` calls the storage of a tensor, by the name of its dtype."""
 
-_ITEM_BITS: dict[str, type[np.unsignedinteger[Any]]] = {
+ITEM_BITS: dict[str, type[np.unsignedinteger[Any]]] = {
     **dict.fromkeys(("float64", "int64"), np.uint64),
     **dict.fromkeys(("float32", "int32"), np.uint32),
     **dict.fromkeys(("float16", "bfloat16", "int16"), np.uint16),
@@ -63,7 +66,7 @@ def item_bytes(dtype: str) -> int:
     Args:
         dtype: As torch calls it, without ``torch.``; one of ``STORAGE_CLASSES``.
     """
-    return np.dtype(_ITEM_BITS[dtype]).itemsize
+    return np.dtype(ITEM_BITS[dtype]).itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,11 @@ class Stored:
     metadata: Stand
     """The whole list, as ``.metadata`` has it."""
 
+    @property
+    def records(self) -> list[Record]:
+        """Of all."""
+        return [chunk.record for tensor in self.tensors.values() for chunk in tensor.chunks] + [*self.objects.values()]
+
 
 def read_stored(folder: Path) -> Stored:
     """The list of what a checkpoint holds.
@@ -132,18 +140,49 @@ def read_stored(folder: Path) -> Stored:
     try:
         with (folder / METADATA).open("rb") as stream:
             metadata = Unpickler(stream, _is_of_a_list, "list of tensors", {}).load()
-        assert type(metadata).__name__ == "Metadata"
-        records = {place_of(index): _record(folder, info) for index, info in metadata.storage_data.items()}
+        if not isinstance(metadata, Stand) or type(metadata).__name__ != "Metadata":
+            raise ValueError("it is no list of tensors")
+        size_of = cache(partial(_size_of, folder))
+        records = {place_of(index): _record(folder, info, size_of) for index, info in metadata.storage_data.items()}
         tensors, objects = {}, {}
         for name, entry in metadata.state_dict_metadata.items():
+            if not isinstance(name, str) or not name.isprintable():
+                raise ValueError(f"{shown(name)} is no name of a tensor")
             if type(entry).__name__ == "TensorStorageMetadata":
                 tensors[name] = _stored_tensor(name, entry, records)
             else:
                 objects[name] = records[name, None]
     except Exception as error:  # whatever a damaged pickle does
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"checkpoint {folder}: {METADATA} cannot be read ({reason}); restore it") from None
+        raise CheckpointError(
+            f"checkpoint {folder}: {METADATA} cannot be read ({reason_of(error)}); restore it"
+        ) from None
     return Stored(tensors, objects, metadata)
+
+
+def reason_of(error: Exception) -> str:
+    """What is wrong with a file, from what its reading raised."""
+    text = str(error).partition("\n")[0]
+    return shown(text, 300) if text else type(error).__name__
+
+
+def unpickle_plain(pickled: bytes, what: str) -> Any:
+    """Numbers, texts, lists of them, types of elements; of a tensor, the arguments that torch would rebuild it from.
+
+    Raises:
+        pickle.UnpicklingError: It names anything else; and whatever a damaged pickle does.
+    """
+    return Unpickler(io.BytesIO(pickled), _is_plain, what, _REBUILD).load()
+
+
+def _is_plain(module: str, name: str) -> bool:
+    of_tensors = module in ("torch", "torch.storage") and name.endswith("Storage")
+    return of_tensors or (module == "torch" and name in ITEM_BITS)
+
+
+_REBUILD = {
+    ("torch._utils", "_rebuild_tensor_v2"): lambda *arguments: arguments,
+    ("collections", "OrderedDict"): OrderedDict,
+}
 
 
 class ChunkReader:
@@ -161,8 +200,9 @@ class ChunkReader:
         self.row_elements = math.prod(sizes) // self.rows if self.rows else 0
         try:
             self.data_start = _data_start(chunk, dtype)
-        except (OSError, zipfile.BadZipFile, pickle.UnpicklingError, KeyError, ValueError) as error:
-            raise CheckpointError(f"{chunk.record.file}: a tensor's record cannot be read ({error})") from None
+        except Exception as error:  # whatever a damaged pickle or archive does
+            reason = reason_of(error)
+            raise CheckpointError(f"{chunk.record.file}: a tensor's record cannot be read ({reason})") from None
 
     def read(self, start: int, stop: int) -> Bits:
         """Rows ``start`` to ``stop`` (excluded), with as many dimensions as the chunk."""
@@ -187,72 +227,38 @@ class ChunkReader:
 
 def new_bits(sizes: tuple[int, ...] | list[int], dtype: str) -> Bits:
     """Room for elements, whose bits alone matter."""
-    return np.empty(sizes, _ITEM_BITS[dtype])
+    return np.empty(sizes, ITEM_BITS[dtype])
 
 
 def _is_of_a_list(module: str, name: str) -> bool:
-    return name in _METADATA_NAMES.get(module, ()) or (module == "torch" and (name == "Size" or name in _ITEM_BITS))
-
-
-def _is_of_a_tensor(module: str, name: str) -> bool:
-    return module in ("torch", "torch.storage") and name.endswith("Storage")
-
-
-_REBUILD = {
-    ("torch._utils", "_rebuild_tensor_v2"): lambda *arguments: arguments,
-    ("collections", "OrderedDict"): OrderedDict,
-}
-"""Yields the arguments that torch would rebuild a tensor from."""
-
-
-class _Slice(io.RawIOBase):
-    """A record as a file of its own."""
-
-    def __init__(self, stream: BinaryIO, record: Record) -> None:
-        self.stream, self.record, self.place = stream, record, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.record.length}[whence]
-        self.place = origin + offset
-        if self.place < 0:
-            raise ValueError("a place before the record")
-        return self.place
-
-    def readinto(self, buffer: Any) -> int:
-        size = max(0, min(len(buffer), self.record.length - self.place))
-        self.stream.seek(self.record.start + self.place)
-        data = self.stream.read(size)
-        buffer[: len(data)] = data
-        self.place += len(data)
-        return len(data)
+    return name in _METADATA_NAMES.get(module, ()) or (module == "torch" and (name == "Size" or name in ITEM_BITS))
 
 
 def _data_start(chunk: Chunk, dtype: str) -> int:
     """Where in the file the elements begin, in row-major order."""
     record, elements = chunk.record, math.prod(chunk.sizes)
-    with record.file.open("rb") as stream, zipfile.ZipFile(io.BufferedReader(_Slice(stream, record))) as archive:
-        (pickled,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-        (_, _, key, *_), first, shape, stride, *_ = _arguments_of(archive.read(pickled))
+    with open_archive(record.file, record.start, record.length) as archive:
+        root, pickled = pickle_in(archive)
+        (_, storage, key, *_), first, shape, stride, *_ = unpickle_plain(pickled, "plain tensor")
         if tuple(shape) != chunk.sizes[len(chunk.sizes) - len(shape) :] or math.prod(shape) != elements:
             raise ValueError(f"its shape is {tuple(shape)}, not {chunk.sizes}")
         if elements and not _is_row_major(shape, stride):
             raise ValueError("its elements are not in row-major order")
-        entry = archive.getinfo(pickled.removesuffix("data.pkl") + f"data/{key}")
-        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size < (first + elements) * item_bytes(dtype):
+        entry = archive.getinfo(f"{root}data/{key}")
+        if entry.compress_type != zipfile.ZIP_STORED or not 0 <= first * item_bytes(dtype) <= entry.file_size - (
+            elements * item_bytes(dtype)
+        ):
             raise ValueError("its data is compressed or too short")
-        stream.seek(record.start + entry.header_offset + 26)  # the local header repeats name and extra field
+        if storage.__name__ not in (STORAGE_CLASSES[dtype], "UntypedStorage"):
+            raise ValueError(f"its elements are of {storage.__name__}, not {dtype}")
+    header = record.start + entry.header_offset
+    with record.file.open("rb") as stream:
+        stream.seek(header + 26)  # the local header repeats name and extra field
         name_length, extra_length = (int.from_bytes(stream.read(2), "little") for _ in range(2))
-        return record.start + entry.header_offset + 30 + name_length + extra_length + first * item_bytes(dtype)
-
-
-def _arguments_of(pickled: bytes) -> Any:
-    return Unpickler(io.BytesIO(pickled), _is_of_a_tensor, "plain tensor", _REBUILD).load()
+    start = header + 30 + name_length + extra_length + first * item_bytes(dtype)
+    if start + elements * item_bytes(dtype) > record.start + record.length:
+        raise ValueError("its data ends behind its record")
+    return start
 
 
 def _is_row_major(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
@@ -260,17 +266,39 @@ def _is_row_major(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
     return all(size == 1 or step == full for size, step, full in zip(shape, stride, dense, strict=True))
 
 
-def _record(folder: Path, info: Any) -> Record:
-    name = Path(info.relative_path)
-    if name.is_absolute() or ".." in name.parts:
-        raise ValueError(f"{name} is not in the folder")
-    return Record(folder / name, info.offset, info.length, info)
+def _record(folder: Path, info: Any, size_of: Callable[[str], int]) -> Record:
+    name, start, length = info.relative_path, _count(info.offset), _count(info.length)
+    if start + length > size_of(name):
+        raise ValueError(f"a record in {name} ends behind its end")
+    if (info.state or {}).get("transform_descriptors"):
+        raise ValueError(f"a record in {name} is compressed or encrypted")
+    return Record(folder / name, start, length, info)
+
+
+def _size_of(folder: Path, name: str) -> int:
+    if reason := why_not_inside(folder, name):
+        raise ValueError(f"{shown(name)} {reason}")
+    return (folder / name).stat().st_size
+
+
+def _count(number: Any) -> int:
+    if type(number) is not int or not 0 <= number < 2**63:
+        raise ValueError(f"{shown(number)} is no number of anything")
+    return number
 
 
 def _stored_tensor(name: str, entry: Stand, records: dict[tuple[str, Any], Record]) -> StoredTensor:
-    chunks = []
+    shape, dtype, chunks = _sizes(entry.size), entry.properties.state[0].__name__, []
+    if dtype not in ITEM_BITS:
+        raise ValueError(f"{dtype} is no type of elements")
     for chunk in entry.chunks:
-        offset = sizes_of(chunk.offsets)
-        chunks.append(Chunk(offset, sizes_of(chunk.sizes), records[name, offset]))
-    dtype = entry.properties.state[0].__name__
-    return StoredTensor(name, sizes_of(entry.size), dtype, tuple(chunks))
+        offset, sizes = _sizes(chunk.offsets), _sizes(chunk.sizes)
+        ends = [place + size for place, size in zip(offset, sizes, strict=True)]
+        if any(end > whole for end, whole in zip(ends, shape, strict=True)):
+            raise ValueError(f"a part of {name} lies outside of it")
+        chunks.append(Chunk(offset, sizes, records[name, offset]))
+    return StoredTensor(name, shape, dtype, tuple(chunks))
+
+
+def _sizes(size: Any) -> tuple[int, ...]:
+    return tuple(map(_count, sizes_of(size)))

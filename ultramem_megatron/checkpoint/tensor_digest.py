@@ -27,7 +27,7 @@ def digest_part(name: str, part: Tensor, offset: Sequence[int], shape: Sequence[
 def digest_piece(name: str, part: Tensor, offset: Sequence[int], shape: Sequence[int]) -> Piece:
     """Likewise, with all that is needed to join it with others."""
     dtype = str(part.dtype).removeprefix("torch.")
-    return Piece(name, tuple(shape), dtype, digest_part(name, part, offset, shape))
+    return Piece(name, tuple(shape), dtype, digest_part(name, part, offset, shape), part.numel())
 
 
 def _sum_blocks(key: int, bits: Tensor, offset: tuple[int, ...], shape: tuple[int, ...]) -> int:

@@ -1,5 +1,8 @@
 """Mends faults of megatron-core 0.16.1 that concern every device where neither Transformer Engine nor apex is there."""
 
+import inspect
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -58,6 +61,49 @@ def _scale_gradients_in_place() -> list[Undo]:
     return [put(clip_grads, "multi_tensor_scale_impl", scale)]
 
 
+_PADS_WITH_ZEROS = "padded with zeros"
+"""What only a megatron-core says that has the fault: shifting the places of another would bring it in."""
+
+
+def _count_places_without_padding() -> list[Undo]:
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    describe_before = DistributedOptimizer.sharded_param_state_fully_reshardable
+    if _PADS_WITH_ZEROS not in inspect.getsource(describe_before):
+        return []
+
+    def describe(self: Any, *arguments: Any, **named: Any) -> Any:
+        with _places_without_padding(self.buffers):
+            return describe_before(self, *arguments, **named)
+
+    return [put(DistributedOptimizer, "sharded_param_state_fully_reshardable", describe)]
+
+
+@contextmanager
+def _places_without_padding(buffers: Iterable[Any]) -> Iterator[None]:
+    """Inside, each parameter's place in its buffer is counted as if no bucket had padding at its end."""
+    padded = [(buffer, buffer.param_index_map) for buffer in buffers]
+    for buffer, places in padded:
+        buffer.param_index_map = _without_padding(buffer, places)
+    try:
+        yield
+    finally:
+        for buffer, places in padded:
+            buffer.param_index_map = places
+
+
+def _without_padding(buffer: Any, places: dict[Any, tuple[int, int, int]]) -> dict[Any, tuple[int, int, int]]:
+    """The same parameters in the same order, which is that of what is described."""
+    padding, elements = [], 0
+    for bucket in buffer.buckets:
+        padding.append(bucket.offset - elements)
+        elements += bucket.numel_unpadded
+    return {
+        parameter: (first - padding[bucket], last - padding[bucket], bucket)
+        for parameter, (first, last, bucket) in places.items()
+    }
+
+
 REPAIRS: tuple[Entry, ...] = (
     Entry(
         name="router gemm",
@@ -81,5 +127,14 @@ REPAIRS: tuple[Entry, ...] = (
         " a tensor of their own and copies them over: for a value table as much memory again as its gradient",
         instead="a multiplication in place",
         apply=_scale_gradients_in_place,
+    ),
+    Entry(
+        name="places of buckets",
+        why="optimizer/distrib_optimizer.py sharded_param_state_fully_reshardable takes each parameter's state from the"
+        " buckets' joined states, which have no padding, at its place in the buffer, where every bucket is padded: all"
+        " behind the first bucket is shifted, and zeros fill the end. Tied embeddings on pipeline stages have a bucket"
+        " of their own, overlapped reduction has many",
+        instead="places without padding while it describes; a version that no longer fills with zeros is left alone",
+        apply=_count_places_without_padding,
     ),
 )

@@ -1,6 +1,7 @@
 """The newest checkpoint of a run, opened on one process to write text or to weigh it."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ultramem_megatron.checkpoint.load import load_weights
+from ultramem_megatron.checkpoint.load import check_files, load_weights
 from ultramem_megatron.checkpoint.manifest import Manifest
 from ultramem_megatron.checkpoint.store import find_newest
 from ultramem_megatron.config.folders import found_for
@@ -26,6 +27,8 @@ from ultramem_megatron.planning.choose import choose_plan
 from ultramem_megatron.planning.cluster import ClusterSpec
 from ultramem_megatron.training.score_rows import Row, Score, batches, make_rows
 from ultramem_megatron.training.setup import build_run_groups
+
+logger = logging.getLogger(__name__)
 
 BOUNDLESS = ClusterSpec(name="one process", nodes=1, gpus_per_node=1, memory_bytes=2**62)
 """A plan is reckoned for training; weights alone need a fraction, and what does not fit says so itself."""
@@ -111,16 +114,28 @@ def open_trained_model(run_dir: Path, device: torch.device) -> TrainedModel:
         CheckpointError: The folder holds no run, or the run no checkpoint.
     """
     config = alone(load_settings(run_dir))
-    found = find_newest(run_dir / "checkpoints")
-    if found is None:
-        raise CheckpointError(f"run {run_dir} has no checkpoint yet; train it with `ultramem pretrain`")
     plan = choose_plan(config, BOUNDLESS)
     groups = build_run_groups(config, plan, device)
     chunks = build_model_chunks(config, plan, groups, transformer_config(config))
-    folder, manifest = found
-    load_weights(folder, manifest, chunks)
+    manifest = load_newest(run_dir, chunks)
     tokenizer = _tokenizer_of(run_dir, config)
     return TrainedModel(chunks[0].eval(), tokenizer, config, manifest, device)
+
+
+def load_newest(run_dir: Path, chunks: Sequence[UltraMemModel]) -> Manifest:
+    """Fill the weights from the newest good checkpoint; as a resume does, name damaged ones and pass them over."""
+    damaged: dict[Path, str] = {}
+    while True:
+        found = find_newest(run_dir / "checkpoints", damaged)
+        if found is None:
+            raise CheckpointError(f"run {run_dir} has no checkpoint yet; train it with `ultramem pretrain`")
+        try:
+            check_files(*found)
+            load_weights(*found, chunks)
+            return found[1]
+        except CheckpointError as error:
+            logger.warning("%s", error)
+            damaged[found[0]] = str(error)
 
 
 def load_settings(run_dir: Path) -> RunConfig:
