@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ultramem_launch import exit_codes
-from ultramem_launch.child import die_with_parent
 from ultramem_launch.place import RENDEZVOUS
 from ultramem_launch.template import STOP_SIGNALS, ForkedProcess, Template
+from ultramem_megatron.child import die_with_parent
 from ultramem_megatron.errors import LaunchError
 
 logger = logging.getLogger(__name__)
