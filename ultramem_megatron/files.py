@@ -236,11 +236,16 @@ def named_failure(error: OSError, path: Path | None = None, doing: str = "writte
     named = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else ""
     shown = str(path) if path is not None else named or "a file"
     where = f" ({_printable(named)})" if named and not _is_of(named, shown) else ""
-    cause = error.strerror or str(error) or type(error).__name__
+    cause = _printable(error.strerror or str(error) or type(error).__name__)
     remedy = _REMEDIES.get(error.errno or 0, "try again, or name another place")
     return FileError(
         f"{_printable(shown)} cannot be {doing}: {cause}{where}; {remedy}", may_pass=error.errno in _PASSING
     )
+
+
+def is_mendable(error: OSError) -> bool:
+    """Whether it is of a kind that somebody can mend: rights, room, a path. A missing file may be a fault of ours."""
+    return error.errno in _REMEDIES and error.errno not in (errno.ENOENT, errno.EEXIST)
 
 
 def _is_of(named: str, shown: str) -> bool:
@@ -248,9 +253,9 @@ def _is_of(named: str, shown: str) -> bool:
     return Path(named) == Path(shown) or named.endswith(PART)
 
 
-def _printable(path: str) -> str:
-    """On one line, of a length that can be read."""
-    text = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in path)
+def _printable(words: str) -> str:
+    """A path or cause on one line, of a length that can be read."""
+    text = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in words)
     return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]}...{text[-SHOWN // 2 :]}"
 
 
