@@ -367,7 +367,8 @@ def _machine() -> str:
 
 
 def _process_started(pid: int) -> str:
-    return _stat_of(pid)[19] if sys.platform == "linux" and _stat_of(pid) else ""
+    fields = _stat_of(pid) if sys.platform == "linux" else []
+    return fields[19] if fields else ""
 
 
 def _is_running(pid: int, started: str) -> bool:

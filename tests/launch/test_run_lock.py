@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from ultramem_launch import run_lock
 from ultramem_launch.ending import Ending, Outcome, clear_ending, read_ending, record_ending
@@ -29,6 +30,8 @@ from ultramem_launch.slurm.batch import begin_locked
 from ultramem_launch.slurm.client import UNREACHABLE, JobState
 from ultramem_launch.slurm.folder import JobFolder
 from ultramem_megatron.errors import FileError, LaunchError
+from ultramem_megatron.parallel.agree import on_first_rank
+from ultramem_megatron.testing.distributed import run_distributed
 from ultramem_megatron.testing.tiny import write_tiny_config
 
 ELSEWHERE = "another-boot pid:[1]"
@@ -275,6 +278,22 @@ def test_ranks_that_were_not_told_write_nothing_into_anothers_run(tmp_path: Path
     assert not refused.may_write()
     with pytest.raises(RunHeldError):
         refused.tell()
+
+
+def told_by_rank_0(run_dir: Path) -> str:
+    folder = RunFolder(run_dir, dist.get_rank(), holder(launch="torchrun b"))
+    if dist.get_rank() == 0:
+        folder.take()
+    with pytest.raises(RunHeldError) as refused:
+        on_first_rank(folder.tell)
+    return str(refused.value)
+
+
+def test_all_ranks_are_told_that_another_start_holds_the_run(tmp_path: Path) -> None:
+    take(tmp_path, holder(launch="torchrun a"))
+    first, second = run_distributed(2, told_by_rank_0, tmp_path)
+    assert first == second
+    assert "is in use by process" in first
 
 
 def test_a_start_forgets_how_the_run_ended_and_removes_what_was_left(tmp_path: Path) -> None:

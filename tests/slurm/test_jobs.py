@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ultramem_launch.slurm_place import job_port
 from ultramem_megatron.checkpoint.store import checkpoint_folders
 from ultramem_megatron.testing.slurm_faults import flip_byte
 from ultramem_megatron.testing.slurm_jobs import Slurm, attempts_of, logs_of, newest_step, status_of, wait_until
@@ -36,7 +37,8 @@ def test_two_nodes_give_the_same_run_as_one_machine(
     listening: set[str] = set()
 
     def has_ended() -> bool:
-        listening.update(listening_on(20000 + int(job) % 10000))
+        for step in range(3):  # two of checks, then the run
+            listening.update(listening_on(job_port(int(job), step=step)))
         return bool(status_of(run_dir))
 
     wait_until(has_ended, run_dir)
@@ -120,6 +122,9 @@ def test_a_killed_rank_a_damaged_checkpoint_and_a_stopped_rank_lose_nothing(
     options = ("--nodes", "2", "--preflight", "none")
     job = slurm.submit(config, (*SETTINGS, *limits), run_dir, *options, FAULT_PACE_SECONDS="0.1")
     wait_until(lambda: newest_step(run_dir) > 26, run_dir)
+    second = slurm.ultramem("pretrain", str(config), *SETTINGS, "--run-dir", str(run_dir), cwd=tmp_path)
+    assert second.returncode == 2
+    assert re.search(rf"RunHeldError: .* is in use by process \d+ on n1 \(job {job}\)", second.stderr), second.stderr
     slurm.rank_process(job, 3).send_signal(signal.SIGKILL)
     wait_until(lambda: attempts_of(run_dir)[0]["outcome"], run_dir)
     newest = checkpoint_folders(run_dir / "checkpoints")[0]
@@ -134,6 +139,7 @@ def test_a_killed_rank_a_damaged_checkpoint_and_a_stopped_rank_lose_nothing(
     assert f"{newest} is damaged" in second_log.read_text()
     assert re.search(r"rank 2 on n2 \(pid \d+\) stands after step \d+: its process is stopped", hung["reason"])
     assert numbers_of(run_dir) == undisturbed
+    assert not (run_dir / "lock.json").exists()
 
 
 def test_a_run_that_always_crashes_is_given_up(slurm: Slurm, config: Path, tmp_path: Path) -> None:
