@@ -204,16 +204,25 @@ REFUSALS: list[tuple[tuple[str, ...], str]] = [
     (("info", "missing.yaml"), r"^ConfigError: .*missing\.yaml"),
     (("info", "nothing-like-it"), r'^ConfigError: CONFIG "nothing-like-it" is neither .* the nearest recipe is'),
     (
-        ("plan", "tiny.yaml", "--save", f"{NOWHERE}/plan.json"),
+        ("plan", "tiny.yaml", "--cluster", "local:1", "--save", f"{NOWHERE}/plan.json"),
         r"^FileError: /proc/nothing/plan\.json cannot be written",
     ),
-    (("plan", "tiny.yaml", "--save", "/dev/full"), r"^FileError: /dev/full cannot be written: No space left on device"),
-    (("plan", "tiny.yaml", "--save", "tiny.yaml/plan.json"), r"^FileError: tiny\.yaml/plan\.json cannot be written: "),
     (
-        ("plan", "tiny.yaml", "--save", "folder"),
+        ("plan", "tiny.yaml", "--cluster", "local:1", "--save", "/dev/full"),
+        r"^FileError: /dev/full cannot be written: No space left on device",
+    ),
+    (
+        ("plan", "tiny.yaml", "--cluster", "local:1", "--save", "tiny.yaml/plan.json"),
+        r"^FileError: tiny\.yaml/plan\.json cannot be written: ",
+    ),
+    (
+        ("plan", "tiny.yaml", "--cluster", "local:1", "--save", "folder"),
         r"^FileError: folder cannot be written: Is a directory; .* name a file",
     ),
-    (("plan", "tiny.yaml", "--save", "n" * 250), r"^FileError: n+ cannot be written: File name too long; choose"),
+    (
+        ("plan", "tiny.yaml", "--cluster", "local:1", "--save", "n" * 250),
+        r"^FileError: n+ cannot be written: File name too long; choose",
+    ),
     (("plan", "tiny.yaml", "--cluster", "missing.json"), r"^PlanError: .*missing\.json"),
     (("plan", "tiny.yaml", "--cluster", "folder"), r"^PlanError: .*folder"),
     (("volume", "--tokens", "0"), r"^PlanError: --tokens"),
@@ -238,7 +247,10 @@ REFUSALS: list[tuple[tuple[str, ...], str]] = [
     (("requeue", "--run-dir", "torn"), r"^LaunchError: torn/job/submissions\.json is damaged"),
     (("status", "--run-dir", "torn"), r"^LaunchError: torn/job/submissions\.json is damaged"),
     (("logs", "--follow", "--run-dir", "torn"), r"^LaunchError: torn/job/submissions\.json is damaged"),
-    (("eval", "--run-dir", "missing"), r"^LaunchError: --run-dir missing is no folder; name that of a run"),
+    (
+        ("eval", "--task", "loss", "--run-dir", "missing"),
+        r"^LaunchError: --run-dir missing is no folder; name that of a run",
+    ),
     (("generate", "--run-dir", "tiny.yaml"), r"^LaunchError: --run-dir tiny\.yaml is no folder; name that of a run"),
     (("monitor", "--run-dir", "missing"), r"^LaunchError: --run-dir missing does not exist"),
     (("monitor", "--run-dir", "folder"), r"^LaunchError: --run-dir folder holds no tensorboard/ folder"),

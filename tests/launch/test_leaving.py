@@ -4,6 +4,7 @@ import ctypes
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ def rank(run_dir: Path, body: Body, *, counts: bool = True) -> tuple[int, str]:
     hear, tell = os.pipe()
     pid = os.fork()
     if pid == 0:
-        os.dup2(tell, 2)
+        sys.stderr = os.fdopen(tell, "w")
 
         def leave(ended: Ending) -> None:
             record_ending(run_dir, ended)

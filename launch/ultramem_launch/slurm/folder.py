@@ -30,8 +30,8 @@ def read_list(path: Path) -> list[dict[str, Any]]:
             return []
         text = path.read_bytes().decode(errors="replace")
     found: list[dict[str, Any]] = []
-    position, decoder = text.find("[") + 1, json.JSONDecoder()
-    while position and (start := text.find("{", position)) >= 0:
+    position, decoder = 0, json.JSONDecoder()
+    while (start := text.find("{", position)) >= 0:
         try:
             entry, position = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
