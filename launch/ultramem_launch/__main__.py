@@ -99,7 +99,7 @@ def _run_verb() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(exit_codes.FAILED)
     except OSError as error:
-        from ultramem_megatron.files import is_mendable, named_failure
+        from ultramem_megatron.file_failures import is_mendable, named_failure
 
         if isinstance(error, UltraMemError) or not is_mendable(error):
             raise

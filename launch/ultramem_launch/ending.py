@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ultramem_launch import exit_codes
-from ultramem_launch.run_lock import ATTEMPT, LOCK_FILE, RunHeldError
+from ultramem_launch.run_holder import ATTEMPT
+from ultramem_launch.run_lock import LOCK_FILE, RunHeldError
 from ultramem_megatron.errors import (
     DivergedError,
     FileError,
@@ -27,7 +28,8 @@ from ultramem_megatron.errors import (
     UltraMemError,
     names_broken_connection,
 )
-from ultramem_megatron.files import create_text, is_mendable, named_failure, write_text
+from ultramem_megatron.file_failures import is_mendable, named_failure
+from ultramem_megatron.files import create_text, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -114,9 +116,9 @@ def record_ending(run_dir: Path, ending: Ending) -> bool:
     Returns:
         Whether it was written; if not, another process knew before.
     """
-    if not run_dir.is_dir() or (ending.outcome is Outcome.BAD_INPUT and _is_new(run_dir)):
-        return False
     try:
+        if not run_dir.is_dir() or (ending.outcome is Outcome.BAD_INPUT and _is_new(run_dir)):
+            return False
         create_text(run_dir / STATUS_FILE, _text(ending))
     except FileExistsError:
         return False

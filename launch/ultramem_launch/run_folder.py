@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ultramem_launch import exit_codes
 from ultramem_launch.ending import attempt_of_this_process, clear_ending
-from ultramem_launch.run_lock import Holder, RunHeldError, RunLock, is_of_another, kept, take, this_process
+from ultramem_launch.run_holder import Holder, this_process
+from ultramem_launch.run_lock import RunHeldError, RunLock, is_of_another, kept, take
 from ultramem_megatron.errors import LaunchError, UltraMemError
 from ultramem_megatron.files import check_folder, failures_named, remove_leftovers
 

@@ -17,28 +17,19 @@ import hashlib
 import json
 import logging
 import os
-import re
-import secrets
-import socket
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from ultramem_launch.run_holder import Holder, is_running
 from ultramem_megatron.errors import LaunchError
 from ultramem_megatron.files import create_text, failures_named
 
 logger = logging.getLogger(__name__)
 
 LOCK_FILE = "lock.json"
-LAUNCH = "ULTRAMEM_LAUNCH"
-"""Set by ``--local`` for its ranks: by it they know that the lock is theirs."""
-ATTEMPT = "ULTRAMEM_ATTEMPT"
-"""Which start of a job this is, ``<job id>.<restart>``; set by the job's script."""
-
 BEAT_SECONDS = 10.0
 SILENT_SECONDS = 60.0
 """Several beats, and longer than an NFS client believes what it knows of a file."""
@@ -48,67 +39,6 @@ TORN_SECONDS = 1.0
 
 class RunHeldError(LaunchError):
     """Another start holds the run; nothing of its folder may be touched, not even to say so."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Holder:
-    """What ``lock.json`` holds."""
-
-    token: str
-    """Of this start and no other."""
-    host: str
-    pid: int
-    process_started: str = ""
-    """By the kernel's clock, so that another process of the same number is told apart."""
-    machine: str = ""
-    """This boot of the machine, and the name space of its process numbers."""
-    job: str = ""
-    """Of Slurm."""
-    launch: str = ""
-    """The same in all ranks of one start, as far as their launcher tells; empty for a lone process."""
-    since: float = 0.0
-    """Seconds since 1970."""
-
-    @property
-    def words(self) -> str:
-        """For people."""
-        job = f" (job {self.job})" if self.job else ""
-        since = time.strftime(" since %Y-%m-%d %H:%M:%S", time.localtime(self.since)) if self.since else ""
-        return f"process {self.pid} on {self.host}{job}{since}"
-
-
-def this_process(environment: Mapping[str, str] = os.environ, pid: int | None = None) -> Holder:
-    """What this process, or another one of this machine that it speaks for, would write into the lock."""
-    number = pid or os.getpid()
-    return Holder(
-        token=secrets.token_hex(8),
-        host=environment.get("SLURMD_NODENAME") or socket.gethostname(),
-        pid=number,
-        process_started=_process_started(number),
-        machine=_machine(),
-        job=environment.get("SLURM_JOB_ID", ""),
-        launch=launch_of(environment),
-        since=round(time.time(), 3),
-    )
-
-
-def launch_of(environment: Mapping[str, str]) -> str:
-    """What all ranks of one start have in common, and no other start has; "" if the launcher does not tell."""
-
-    def values(*names: str) -> str:
-        found = [environment.get(name, "") for name in names]
-        return ":".join(found) if found[0] else ""
-
-    if ATTEMPT in environment:
-        return f"job {environment[ATTEMPT]}"
-    known = {
-        "local": values(LAUNCH),
-        "torchrun": values("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT"),
-        "mpi": values("PMIX_NAMESPACE") or values("OMPI_MCA_ess_base_jobid"),
-        "step": values("SLURM_STEP_ID", "SLURM_JOB_ID", "SLURM_RESTART_COUNT"),
-        "address": values("MASTER_ADDR", "MASTER_PORT"),
-    }
-    return next((f"{kind} {value}" for kind, value in known.items() if value), "")
 
 
 class RunLock:
@@ -127,15 +57,13 @@ class RunLock:
 
     def is_lost(self) -> bool:
         """Whether another start has taken it. Touches it, which tells others that we are there."""
-        last = last_holder(self.run_dir)
-        if last is not None:
-            if last.token != self.holder.token:
+        with suppress(OSError):  # a server of files that does not answer is no reason to end
+            last = last_holder(self.run_dir)
+            if last is not None and last.token != self.holder.token:
                 return True
-            with suppress(OSError):
-                os.utime(self.run_dir / LOCK_FILE)
-            return False
-        with suppress(OSError):  # somebody has removed it
-            create_text(self.run_dir / LOCK_FILE, _text(self.holder))
+            if last is None:  # somebody has removed it
+                create_text(self.run_dir / LOCK_FILE, self.holder.text)
+            os.utime(self.run_dir / LOCK_FILE)
         return False
 
     def release(self) -> None:
@@ -164,7 +92,7 @@ def take(run_dir: Path, mine: Holder, *, silent_seconds: float = SILENT_SECONDS)
         last = last_holder(run_dir)
         if last is None:
             with suppress(FileExistsError):
-                create_text(run_dir / LOCK_FILE, _text(mine))
+                create_text(run_dir / LOCK_FILE, mine.text)
                 return RunLock(run_dir, mine, is_ours=True, made=missing)
             continue
         if last.launch and last.launch == mine.launch and not _is_gone_here(last, mine):
@@ -197,10 +125,10 @@ def is_of_another(run_dir: Path, mine: Holder) -> bool:
 
 def release(run_dir: Path, launch: str, token: str = "") -> None:
     """Give the lock back, if it is still of this launch (and start)."""
-    last = last_holder(run_dir)
-    if last is None or last.launch != launch or (token and last.token != token):
-        return
-    with suppress(OSError):
+    with suppress(OSError):  # who is gone loses it anyway
+        last = last_holder(run_dir)
+        if last is None or last.launch != launch or (token and last.token != token):
+            return
         for path in (run_dir / LOCK_FILE, *run_dir.glob(".*.claim")):
             path.unlink(missing_ok=True)
 
@@ -255,7 +183,7 @@ def _take_over(run_dir: Path, last: Holder, mine: Holder) -> bool:
     """Take the place of a holder who is gone. False if another was faster."""
     claim = _claim(run_dir, last)
     try:
-        create_text(claim, _text(mine))
+        create_text(claim, mine.text)
     except FileExistsError:
         return False
     if last_holder(run_dir) != mine:  # ``last`` has lost it before
@@ -273,10 +201,6 @@ def _claim(run_dir: Path, holder: Holder) -> Path:
     return run_dir / f".{holder.token}.claim"
 
 
-def _text(holder: Holder) -> str:
-    return json.dumps(asdict(holder), indent=2) + "\n"
-
-
 def _read(path: Path) -> Holder | None:
     """None if there is no such file. What is torn is of nobody: its writer's machine went down."""
     for last_try in (False, True):
@@ -289,19 +213,13 @@ def _read(path: Path) -> Holder | None:
                 raise error
         try:
             holder = Holder(**json.loads(content))
-            if _is_sound(holder):
+            if holder.is_sound:
                 return holder
         except (ValueError, TypeError):
             pass
         if not last_try:
             time.sleep(TORN_SECONDS)
     return Holder(token=hashlib.sha256(path.name.encode() + content).hexdigest()[:16], host="an unknown machine", pid=0)
-
-
-def _is_sound(holder: Holder) -> bool:
-    """Whether it is of a form that may become part of a file's name, a command or a message."""
-    names = re.fullmatch(r"[0-9a-f]{16}", holder.token) and re.fullmatch(r"[0-9_]*", holder.job)
-    return bool(names) and isinstance(holder.pid, int) and holder.host.isprintable() and len(holder.host) < 256
 
 
 def _is_alive(run_dir: Path, last: Holder, mine: Holder, silent_seconds: float) -> bool:
@@ -322,7 +240,7 @@ def _is_gone_here(last: Holder, mine: Holder) -> bool:
     starts = [one.launch.removeprefix("job ").rpartition(".") for one in (last, mine) if one.launch.startswith("job ")]
     if len(starts) == 2 and starts[0][0] == starts[1][0] and starts[0][2] != starts[1][2]:
         return True  # Slurm starts a job again when the start before is over, or its node is lost
-    return last.machine == mine.machine and not _is_running(last.pid, last.process_started)
+    return last.machine == mine.machine and not is_running(last.pid, last.process_started)
 
 
 def _word_of_slurm(last: Holder) -> bool | None:
@@ -357,41 +275,3 @@ def _touched(run_dir: Path) -> tuple[int, ...]:
     except FileNotFoundError:
         return ()
     return (found.st_mtime_ns, found.st_ino)
-
-
-def _machine() -> str:
-    if sys.platform != "linux":
-        return socket.gethostname()
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-
-
-def _process_started(pid: int) -> str:
-    fields = _stat_of(pid) if sys.platform == "linux" else []
-    return fields[19] if fields else ""
-
-
-def _is_running(pid: int, started: str) -> bool:
-    if sys.platform == "linux":
-        fields = _stat_of(pid)
-        return bool(fields) and fields[0] not in "ZX" and fields[19] == started
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def _stat_of(pid: int) -> list[str]:
-    """/proc/PID/stat from the state on; [] if there is no such process."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-
-
-def for_local_ranks(holder: Holder) -> Holder:
-    """The launcher of ``--local``, whose ranks know each other by its token; a rank of a job stays one."""
-    return holder if holder.launch.startswith("job ") else replace(holder, launch=f"local {holder.token}")

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from ultramem_megatron import files
+from ultramem_megatron import file_parts
 from ultramem_megatron.errors import FileError, UltraMemError
+from ultramem_megatron.file_failures import named_failure
 from ultramem_megatron.files import (
     check_can_write,
     create_text,
     failures_named,
-    named_failure,
     remove_leftovers,
     replace_text,
     temporary_folder,
@@ -66,7 +66,7 @@ def test_links_planted_under_every_guessable_name_are_not_followed(tmp_path: Pat
 def test_a_name_that_is_taken_is_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     victim = tmp_path / "victim"
     victim.write_text("mine")
-    monkeypatch.setattr(files.secrets, "token_hex", lambda size: "0" * 2 * size)
+    monkeypatch.setattr(file_parts.secrets, "token_hex", lambda size: "0" * 2 * size)
     (tmp_path / f".a.{'0' * 16}.part").symlink_to(victim)
     with pytest.raises(FileError, match=r"/a cannot be written: File exists"), written_whole(tmp_path / "a") as stream:
         stream.write(b"x")
@@ -132,7 +132,7 @@ def test_without_locks_only_what_is_old_goes(tmp_path: Path, monkeypatch: pytest
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, "no locks here")
 
-    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    monkeypatch.setattr(file_parts.fcntl, "flock", refuse)
     left = list(tmp_path.iterdir())
     remove_leftovers(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted(left)

@@ -14,18 +14,8 @@ import torch.distributed as dist
 from ultramem_launch import run_lock
 from ultramem_launch.ending import Ending, Outcome, clear_ending, read_ending, record_ending
 from ultramem_launch.run_folder import RunFolder, check_writable, held_by_launcher
-from ultramem_launch.run_lock import (
-    LOCK_FILE,
-    Holder,
-    RunHeldError,
-    for_local_ranks,
-    kept,
-    last_holder,
-    launch_of,
-    refuse_held,
-    take,
-    this_process,
-)
+from ultramem_launch.run_holder import Holder, for_local_ranks, launch_of, this_process
+from ultramem_launch.run_lock import LOCK_FILE, RunHeldError, kept, last_holder, refuse_held, take
 from ultramem_launch.slurm.batch import begin_locked
 from ultramem_launch.slurm.client import UNREACHABLE, JobState
 from ultramem_launch.slurm.folder import JobFolder

@@ -23,7 +23,8 @@ from ultramem_launch.ending import (
     record_ending,
     replace_ending,
 )
-from ultramem_launch.run_lock import RunHeldError, release, take, this_process
+from ultramem_launch.run_holder import this_process
+from ultramem_launch.run_lock import RunHeldError, release, take
 from ultramem_launch.slurm.attempts import SUSPECT_AFTER, Attempt, close, decide, judge, may_have_lost_nodes
 from ultramem_launch.slurm.folder import JobFolder
 from ultramem_launch.slurm.killed import find_killed

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ultramem_launch.configs import load_config
-from ultramem_launch.run_lock import refuse_held, this_process
+from ultramem_launch.run_holder import this_process
+from ultramem_launch.run_lock import refuse_held
 from ultramem_launch.slurm import client
 from ultramem_launch.slurm.array import read_sweep
 from ultramem_launch.slurm.folder import JobFolder

@@ -52,7 +52,7 @@ def _run_here(processes: int, arguments: list[str], run_dir: Path) -> int:
     from ultramem_launch.local import run_local_processes, ultramem
     from ultramem_launch.pretrain import RANK_IMPORTS
     from ultramem_launch.run_folder import held_by_launcher
-    from ultramem_launch.run_lock import LAUNCH, for_local_ranks, this_process
+    from ultramem_launch.run_holder import LAUNCH, for_local_ranks, this_process
     from ultramem_megatron.checkpoint.disk import full_disk_named
 
     mine = for_local_ranks(this_process())
