@@ -132,8 +132,8 @@ def run_rank(config: "RunConfig", run_dir: Path, *, plan_file: Path | None = Non
     refuse_file(run_dir)
     with full_disk_named(run_dir):
         folder = open_run_folder(run_dir, place.rank)
-    if place.world_size == 1:
-        folder.tell()
+        if place.world_size == 1:
+            folder.tell()
     leave = functools.partial(_leave, folder)
     counts = RENDEZVOUS not in os.environ
     with (

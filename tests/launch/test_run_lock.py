@@ -1,5 +1,6 @@
 """One run, one folder: who holds it, who is refused, and who takes over from a holder that is gone."""
 
+import errno
 import json
 import os
 import threading
@@ -13,16 +14,18 @@ import torch.distributed as dist
 
 from ultramem_launch import run_lock
 from ultramem_launch.ending import Ending, Outcome, clear_ending, read_ending, record_ending
+from ultramem_launch.place import find_place
+from ultramem_launch.pretrain import run_rank
 from ultramem_launch.run_folder import RunFolder, check_writable, held_by_launcher
 from ultramem_launch.run_holder import Holder, for_local_ranks, launch_of, this_process
 from ultramem_launch.run_lock import LOCK_FILE, RunHeldError, kept, last_holder, refuse_held, take
 from ultramem_launch.slurm.batch import begin_locked
 from ultramem_launch.slurm.client import UNREACHABLE, JobState
 from ultramem_launch.slurm.folder import JobFolder
-from ultramem_megatron.errors import FileError, LaunchError
+from ultramem_megatron.errors import FileError, LaunchError, OutOfDiskError
 from ultramem_megatron.parallel.agree import on_first_rank
 from ultramem_megatron.testing.distributed import run_distributed
-from ultramem_megatron.testing.tiny import write_tiny_config
+from ultramem_megatron.testing.tiny import tiny_config, write_tiny_config
 
 ELSEWHERE = "another-boot pid:[1]"
 SILENT_SECONDS = 0.3
@@ -307,6 +310,18 @@ def test_a_folder_that_a_run_could_not_write_into(tmp_path: Path, make: Callable
     make(tmp_path)
     with pytest.raises(LaunchError, match=words):
         check_writable(tmp_path)
+
+
+def test_a_full_disk_has_its_own_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found before anything is imported or trained."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("ultramem_megatron.files.open_part", refuse)
+    monkeypatch.setattr("ultramem_launch.pretrain.find_place", lambda: find_place({}))
+    with pytest.raises(OutOfDiskError, match=r"No space left on device; make room"):
+        run_rank(tiny_config(), tmp_path / "run")
 
 
 def test_a_place_where_no_folder_can_be_made(tmp_path: Path) -> None:
