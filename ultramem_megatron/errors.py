@@ -55,6 +55,19 @@ class CheckpointError(UltraMemError):
     """A checkpoint is incomplete, damaged or belongs to another model."""
 
 
+class FileError(UltraMemError, OSError):
+    """A place that cannot be written or read. An ``OSError``, too, for whoever can do without the file."""
+
+    def __init__(self, message: str, *, may_pass: bool = False) -> None:
+        """
+        Args:
+            message: The paragraph.
+            may_pass: It may be over soon, as when a server of files restarts: then the next start may succeed.
+        """
+        super().__init__(message)
+        self.may_pass = may_pass
+
+
 class RunFailure(RuntimeError):
     """A run ends early for a reason that has a name and an exit status of its own; no setting is wrong."""
 

@@ -1,8 +1,12 @@
 """The ``ultramem`` command. Importing this file must stay cheap: no torch until a verb needs it."""
 
+import io
 import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 import typer
 
@@ -66,22 +70,64 @@ def _options(debug: bool = typer.Option(False, "--debug", help="Show the traceba
 
 def main() -> None:
     """Run a verb. What the user can mend is printed as one paragraph, exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a path may hold what this terminal cannot show
+    if not _is_rank():
+        # what `finally` removes would stay; pretrain and the launchers have handlers of their own
+        signal.signal(signal.SIGTERM, _end_by_signal)
     try:
-        app()
-    except RunFailure as error:
+        _run_verb()
+    except (RunFailure, UltraMemError) as error:
+        if "--debug" in sys.argv and isinstance(error, UltraMemError):
+            raise
         from ultramem_launch.ending import RULES, outcome_of
 
         outcome = outcome_of(error)
-        _tell(f"{outcome}: {error}")
-        sys.stdout.flush()
-        os._exit(RULES[outcome].exit_status)
-    except UltraMemError as error:
-        if "--debug" in sys.argv:
+        _tell(f"{type(error).__name__ if isinstance(error, UltraMemError) else outcome}: {error}")
+        _leave(RULES[outcome].exit_status)
+
+
+def _run_verb() -> None:
+    """Raises as errors of the user what the operating system refuses."""
+    try:
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever read has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(exit_codes.FAILED)
+    except OSError as error:
+        from ultramem_megatron.file_failures import is_mendable, named_failure
+
+        if isinstance(error, UltraMemError) or not is_mendable(error):
             raise
-        _tell(f"{type(error).__name__}: {error}")
+        if error.filename is not None:
+            raise named_failure(error, doing="used") from error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python tries once more at its end, and fails
+        raise named_failure(error, Path("standard output")) from error
+
+
+def _end_by_signal(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+def _leave(status: int) -> NoReturn:
+    if _is_rank():
         # at once: other ranks may wait for this one, and a clean-up that talks to them would hang
         sys.stdout.flush()
-        os._exit(exit_codes.BAD_INPUT)
+        os._exit(status)
+    sys.exit(status)
+
+
+def _is_rank() -> bool:
+    from ultramem_launch.place import is_one_of_several
+
+    try:
+        return is_one_of_several()
+    except UltraMemError:  # half of a launcher's variables; whoever needs them says so
+        return True
 
 
 def _tell(text: str) -> None:

@@ -26,6 +26,7 @@ def calibrate_rank(out: Path, name: str, base: str | None, *, quick: bool, max_e
     """
     import torch.distributed as dist
 
+    from ultramem_megatron.files import check_can_write
     from ultramem_megatron.parallel.agree import on_first_rank
     from ultramem_megatron.parallel.process import choose_device, meet
     from ultramem_megatron.planning.calibration.fit import Machine, fit_profile
@@ -35,6 +36,7 @@ def calibrate_rank(out: Path, name: str, base: str | None, *, quick: bool, max_e
     place = find_place()
     device = choose_device(place)
     meet(place, device)
+    on_first_rank(lambda: check_can_write(out))
     partial = _measure(place, device, out, quick)
     machine = Machine(name=name, ranks_per_node=place.local_world_size, memory_bytes=_memory_bytes(place, device))
     origin = _base(base, device)

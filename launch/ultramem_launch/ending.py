@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -17,21 +17,25 @@ from pathlib import Path
 from typing import Any
 
 from ultramem_launch import exit_codes
+from ultramem_launch.run_holder import ATTEMPT
+from ultramem_launch.run_lock import LOCK_FILE, RunHeldError
 from ultramem_megatron.errors import (
     DivergedError,
+    FileError,
     MeetingError,
     RankLostError,
     RunFailure,
     UltraMemError,
     names_broken_connection,
 )
-from ultramem_megatron.files import write_json
+from ultramem_megatron.file_failures import is_mendable, named_failure
+from ultramem_megatron.files import create_text, write_text
 
 logger = logging.getLogger(__name__)
 
 STATUS_FILE = "status.json"
-ATTEMPT = "ULTRAMEM_ATTEMPT"
-"""Which start of a job this is, ``<job id>.<restart>``; set by the job's script, which then owns the status file."""
+KILLED_BY_SIGNAL = 128
+"""And its number, as a shell reports it."""
 
 
 class Outcome(StrEnum):
@@ -47,6 +51,7 @@ class Outcome(StrEnum):
     HUNG = "hung"
     DIVERGED = "diverged"
     OUT_OF_DISK = "out_of_disk"
+    INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,7 @@ RULES = {
     Outcome.HUNG: Rule(exit_codes.HUNG, True, "a rank made no progress"),
     Outcome.DIVERGED: Rule(exit_codes.DIVERGED, False, "the loss is lost, and going back did not help"),
     Outcome.OUT_OF_DISK: Rule(exit_codes.OUT_OF_DISK, False, "no room for a checkpoint"),
+    Outcome.INTERRUPTED: Rule(exit_codes.INTERRUPTED, False, "Ctrl-C twice, or before training began; nothing saved"),
 }
 
 
@@ -84,13 +90,15 @@ class Ending:
     """Who said so; None for the job's script."""
     attempt: str = ""
     """Value of ``ULTRAMEM_ATTEMPT``; empty outside of a job."""
+    killed_by: int | None = None
+    """Number of the signal that ended a rank of ``--local``, which then ends with 128 and it."""
     time: float = field(default_factory=lambda: round(time.time(), 3))
     """Seconds since 1970."""
 
     @property
     def exit_status(self) -> int:
-        """By ``RULES``."""
-        return RULES[self.outcome].exit_status
+        """By ``RULES``, but for a rank that was killed: as a shell reports it."""
+        return RULES[self.outcome].exit_status if self.killed_by is None else 128 + self.killed_by
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -103,39 +111,48 @@ def clear_ending(run_dir: Path) -> None:
 
 
 def record_ending(run_dir: Path, ending: Ending) -> bool:
-    """Write the status file if nobody has yet; without a run folder nothing is written.
+    """Write the status file if nobody has yet. A refusal leaves nothing in a folder in which no run has begun.
 
     Returns:
         Whether it was written; if not, another process knew before.
     """
-    if not run_dir.is_dir():
-        return False
-    part = run_dir / f".{STATUS_FILE}.{os.uname().nodename}.{os.getpid()}"
     try:
-        write_json(part, ending.to_dict())
-        os.link(part, run_dir / STATUS_FILE)  # as a rename, but fails where a file is: the first wins
+        if not run_dir.is_dir() or (ending.outcome is Outcome.BAD_INPUT and _is_new(run_dir)):
+            return False
+        create_text(run_dir / STATUS_FILE, _text(ending))
     except FileExistsError:
         return False
     except OSError as error:  # a full disk, perhaps; what ended the run must still reach whoever started it
         logger.warning("%s: %s could not be written: %s", run_dir / STATUS_FILE, ending.outcome, error)
         return False
-    finally:
-        part.unlink(missing_ok=True)
     return True
+
+
+def _is_new(run_dir: Path) -> bool:
+    """Whether it holds no more than the lock of this start."""
+    return {path.name for path in run_dir.iterdir() if not path.name.startswith(".")} == {LOCK_FILE}
+
+
+def _text(ending: Ending) -> str:
+    return json.dumps(ending.to_dict(), indent=2) + "\n"
 
 
 def replace_ending(run_dir: Path, ending: Ending) -> None:
     """Write the status file over what a rank took for the cause; for the job's script."""
-    write_json(run_dir / STATUS_FILE, ending.to_dict())
+    write_text(run_dir / STATUS_FILE, _text(ending))
 
 
 def read_ending(run_dir: Path) -> Ending | None:
-    """How the run ended; None while it runs, or when what is there is no status file."""
+    """How the run ended; None while it runs, or when what is there is no status file, which is then named."""
+    path = run_dir / STATUS_FILE
     try:
-        content = json.loads((run_dir / STATUS_FILE).read_text())
+        content = json.loads(path.read_bytes())
         content.pop("exit_status")
         return Ending(**{**content, "outcome": Outcome(content["outcome"])})
-    except (OSError, ValueError, KeyError, TypeError):
+    except OSError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        logger.warning("%s is damaged and passed over", path)
         return None
 
 
@@ -144,27 +161,78 @@ def attempt_of_this_process() -> str:
     return os.environ.get(ATTEMPT, "")
 
 
+def settle(run_dir: Path, status: int) -> int:
+    """The exit status of a run whose ranks have ended, and the same in the status file; for ``--local``.
+
+    Args:
+        run_dir: Of the run.
+        status: What the ranks ended with; believed only where none of them has said why.
+    """
+    said = read_ending(run_dir)
+    if said is None and status != exit_codes.BAD_INPUT:
+        said = _ending_by_status(status)
+        record_ending(run_dir, said)
+    return status if said is None else said.exit_status
+
+
+def _ending_by_status(status: int) -> Ending:
+    if status == exit_codes.STOPPED:
+        return Ending(
+            outcome=Outcome.PREEMPTED, reason="asked to stop before training began; there was nothing to save"
+        )
+    if status == exit_codes.INTERRUPTED:
+        return Ending(outcome=Outcome.INTERRUPTED, reason="Ctrl-C; nothing was saved")
+    known = {rule.exit_status: outcome for outcome, rule in RULES.items() if rule.exit_status}
+    killed_by = status - KILLED_BY_SIGNAL if status > KILLED_BY_SIGNAL else None
+    reason = f"a rank ended with status {status}"
+    return Ending(outcome=known.get(status, Outcome.FAILED), reason=reason, killed_by=killed_by)
+
+
 @contextmanager
-def failures_recorded(run_dir: Path, rank: int) -> Iterator[None]:
-    """What is raised inside is written down as the run's ending, and raised on."""
+def failures_recorded(run_dir: Path, rank: int, may_write: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """What is raised inside is written down as the run's ending, and raised on.
+
+    Args:
+        run_dir: Of the run.
+        rank: Of this process.
+        may_write: Asked before; False while the folder is another start's.
+
+    Raises:
+        FileError: For an ``OSError`` that somebody can mend.
+    """
+
+    def note(outcome: Outcome, reason: str, *, corrects: bool = False) -> None:
+        if may_write():
+            _record(run_dir, rank, outcome, reason, corrects_broken_connection=corrects)
+
     try:
         yield
-    except UltraMemError as error:
-        _record(run_dir, rank, Outcome.BAD_INPUT, str(error))
-        raise
-    except RunFailure as error:
-        _record(run_dir, rank, outcome_of(error), str(error))
+    except RunHeldError:
+        raise  # the folder is another start's
+    except (UltraMemError, RunFailure) as error:
+        note(outcome_of(error), str(error))
         raise
     except RankLostError as error:
-        _record(run_dir, rank, Outcome.FAILED, str(error), corrects_broken_connection=True)
+        note(Outcome.FAILED, str(error), corrects=True)
         raise
+    except OSError as error:
+        if not is_mendable(error):
+            note(Outcome.FAILED, f"{type(error).__name__}: {error}")
+            raise
+        named = named_failure(error, doing="used")
+        note(Outcome.BAD_INPUT, str(named))
+        raise named from error
     except Exception as error:
-        _record(run_dir, rank, Outcome.FAILED, f"{type(error).__name__}: {error}")
+        note(Outcome.FAILED, f"{type(error).__name__}: {error}")
         raise
 
 
-def outcome_of(error: RunFailure) -> Outcome:
-    """What the status file calls it."""
+def outcome_of(error: UltraMemError | RunFailure) -> Outcome:
+    """What the status file calls it, and so the exit status."""
+    if isinstance(error, FileError) and error.may_pass:
+        return Outcome.FAILED
+    if isinstance(error, UltraMemError):
+        return Outcome.BAD_INPUT
     if isinstance(error, MeetingError):
         return Outcome.NOT_MET
     return Outcome.DIVERGED if isinstance(error, DivergedError) else Outcome.OUT_OF_DISK

@@ -18,3 +18,5 @@ NODE_LOST = 84
 """A node stopped answering."""
 NOT_MET = 85
 """The ranks did not reach each other; nothing was trained."""
+INTERRUPTED = 130
+"""Ctrl-C, and nothing was saved: the second one, or before training began (128 and SIGINT, as a shell has it)."""

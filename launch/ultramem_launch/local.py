@@ -7,26 +7,29 @@ killed; a run needs its own status to arrive, the early warning of a scheduler, 
 import functools
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from ultramem_launch import exit_codes
-from ultramem_launch.child import die_with_parent
 from ultramem_launch.place import RENDEZVOUS
 from ultramem_launch.template import STOP_SIGNALS, ForkedProcess, Template
+from ultramem_megatron.child import die_with_parent
 from ultramem_megatron.errors import LaunchError
+from ultramem_megatron.files import remove_leftovers, temporary_folder
 
 logger = logging.getLogger(__name__)
 
 ERROR_FILE = "ULTRAMEM_ERROR_FILE"
 """Where a rank leaves the paragraph of an error, so that it is printed once and not by every rank."""
 
+TEMPORARY = "ultramem"
+"""Part of the name of a run's temporary folder."""
 POLL_SECONDS = 0.02
 """Short, so that the rank that failed first is told from those that fail because it is gone."""
 GRACE_SECONDS = 2.0
@@ -49,10 +52,12 @@ def run_local_processes(
     arguments: Sequence[str],
     program: Sequence[str] | Template = ULTRAMEM,
     on_killed: Callable[[int, int], None] = lambda rank, number: None,
+    variables: Mapping[str, str] = MappingProxyType({}),
 ) -> int:
     """Start ``python -m ultramem_launch ARGUMENTS``, or another ``program`` with them, as each rank and wait for all.
 
-    Signals that ask a run to stop are handed on. When a rank fails the others are ended.
+    Signals that ask a run to stop are handed on; a second Ctrl-C ends all ranks at once. When a rank fails the others
+    are ended.
 
     Args:
         num_processes: Ranks.
@@ -60,6 +65,7 @@ def run_local_processes(
         program: What they are given to: a command, or what is forked (``ultramem``) where that can be done.
         on_killed: Called with the rank and the signal when one ended a rank and nobody had asked for it: such a rank
             says nothing itself, and what the others say is that a connection broke.
+        variables: Of the environment of all ranks, beside those of this process.
 
     Returns:
         The exit status of the run: that of the first rank that failed, else of rank 0.
@@ -69,27 +75,28 @@ def run_local_processes(
     """
     if num_processes < 1:
         raise LaunchError(f"--local {num_processes} must be at least 1")
-    folder = Path(tempfile.mkdtemp(prefix="ultramem-"))  # removed by hand: forked ranks would inherit a finalizer
-    try:
+    temporary = Path(tempfile.gettempdir())
+    remove_leftovers(temporary, TEMPORARY)
+    with temporary_folder(temporary, TEMPORARY) as folder:
         signals = _Signals()
         start = _starter(program, arguments)
-        environments = [_environment(rank, num_processes, folder) for rank in range(num_processes)]
+        environments = [{**variables, **_environment(rank, num_processes, folder)} for rank in range(num_processes)]
         ranks = [start(environment) for environment in environments] if not signals.asked else []
         signals.hand_on_to(ranks)
 
         def killed(rank: int, number: int) -> None:
-            if number not in signals.asked:
+            if number not in signals.asked and not signals.leaves_at_once:
                 on_killed(rank, number)
 
         status = _wait_for_all(ranks, killed) if ranks else 128 + min(signals.asked)
+        if signals.leaves_at_once:
+            return exit_codes.INTERRUPTED
         if status - 128 in signals.asked & {signal.SIGTERM, signal.SIGUSR1}:
             # before training it ends a rank at once: nothing was done yet, and to start again is the answer
             status = exit_codes.STOPPED
         for error in sorted(folder.glob("error-*"))[:1]:
             print(error.read_text(), end="", file=sys.stderr)
         return status
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _environment(rank: int, world_size: int, folder: Path) -> dict[str, str]:
@@ -129,6 +136,7 @@ class _Signals:
 
     def __init__(self) -> None:
         self.asked: set[int] = set()
+        self.leaves_at_once = False
         self._ranks: Sequence[Process] = ()
         for number in STOP_SIGNALS:
             signal.signal(number, self._receive)
@@ -140,8 +148,19 @@ class _Signals:
             self._hand_on(number)
 
     def _receive(self, number: int, frame: object) -> None:
+        if number == signal.SIGINT and number in self.asked:
+            self._leave()
+            return
         self.asked.add(number)
         self._hand_on(number)
+
+    def _leave(self) -> None:
+        self.leaves_at_once = True
+        for rank in self._ranks:
+            if rank.poll() is None:
+                rank.kill()
+        if not self._ranks:  # they are being prepared, which may take a while
+            sys.exit(exit_codes.INTERRUPTED)
 
     def _hand_on(self, number: int) -> None:
         for rank in self._ranks:

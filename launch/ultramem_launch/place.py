@@ -1,9 +1,6 @@
 """How this process was started, and its place among the others."""
 
-import atexit
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -74,7 +71,7 @@ def find_place(environment: Mapping[str, str] = os.environ) -> "ProcessPlace":
     Raises:
         LaunchError: A rank variable is missing, is no number, or contradicts another one; launchers disagree.
     """
-    from ultramem_megatron.parallel.process import ProcessPlace
+    from ultramem_megatron.parallel.process import ALONE, ProcessPlace
 
     by_mpi, task = find_mpi_task(environment), find_slurm_task(environment)
     if by_mpi is not None and RENDEZVOUS not in environment:
@@ -86,11 +83,7 @@ def find_place(environment: Mapping[str, str] = os.environ) -> "ProcessPlace":
         refuse_singletons(task.world_size, environment)
         return _place_of(task, slurm_rendezvous(environment))
     if not is_one_of_several(environment):
-        folder = tempfile.mkdtemp(prefix="ultramem-")
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        return ProcessPlace(
-            rank=0, world_size=1, local_rank=0, local_world_size=1, rendezvous=f"file://{folder}/rendezvous"
-        )
+        return ProcessPlace(rank=0, world_size=1, local_rank=0, local_world_size=1, rendezvous=ALONE)
     rank, world_size, local_rank, local_world_size = (_number(environment, name) for name in RANK_VARIABLES)
     if not 0 <= rank < world_size:
         raise LaunchError(f"RANK = {rank} must be below WORLD_SIZE = {world_size}; start all ranks with one launcher")

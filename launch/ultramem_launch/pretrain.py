@@ -4,13 +4,17 @@ import functools
 import logging
 import os
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ultramem_launch import ending
-from ultramem_launch.ending import Ending, attempt_of_this_process, clear_ending, failures_recorded, record_ending
-from ultramem_launch.place import find_place
-from ultramem_megatron.errors import LaunchError, PlanError, one_paragraph
+from ultramem_launch.ending import Ending, attempt_of_this_process, failures_recorded, record_ending
+from ultramem_launch.leaving import signals_heard
+from ultramem_launch.place import RENDEZVOUS, find_place
+from ultramem_launch.run_folder import RunFolder, open_run_folder
+from ultramem_megatron.errors import LaunchError, PlanError, RunFailure, one_paragraph
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +43,15 @@ def check_run(config: "RunConfig", run_dir: Path, world_size: int) -> None:
         UltraMemError: Config and number of ranks do not fit together, or ``run_dir`` is a file.
     """
     config.check_world_size(world_size)
+    refuse_file(run_dir)
+
+
+def refuse_file(run_dir: Path) -> None:
+    """A run needs a folder.
+
+    Raises:
+        LaunchError: ``run_dir`` is a file.
+    """
     if run_dir.exists() and not run_dir.is_dir():
         raise LaunchError(f"--run-dir {run_dir} is a file; name a folder, it is made when missing")
 
@@ -113,47 +126,89 @@ def run_rank(config: "RunConfig", run_dir: Path, *, plan_file: Path | None = Non
         The exit status.
     """
     place = find_place()
-    if place.rank == 0 and not attempt_of_this_process():
-        clear_ending(run_dir)
     from ultramem_megatron.checkpoint.disk import full_disk_named
 
-    with failures_recorded(run_dir, place.rank), full_disk_named(run_dir):
-        return _run_rank(config, run_dir, place, plan_file, profile)
+    refuse_file(run_dir)
+    with full_disk_named(run_dir):
+        folder = open_run_folder(run_dir, place.rank)
+        if place.world_size == 1:
+            folder.tell()
+    leave = functools.partial(_leave, folder)
+    counts = RENDEZVOUS not in os.environ
+    with (
+        folder.kept(),
+        failures_recorded(run_dir, place.rank, folder.may_write),
+        full_disk_named(run_dir),
+        signals_heard(place.rank, leave, counts_interrupts=counts) as training_begins,
+    ):
+        return _Rank(config, folder, place, training_begins).run(plan_file, profile)
 
 
-def _run_rank(
-    config: "RunConfig", run_dir: Path, place: "ProcessPlace", plan_file: Path | None, profile: str | None
-) -> int:
-    check_run(config, run_dir, place.world_size)
-    from ultramem_megatron.parallel.accelerators import refuse_wrong_apex
-    from ultramem_megatron.parallel.process import start_process
+@dataclass(frozen=True, slots=True)
+class _Rank:
+    config: "RunConfig"
+    folder: RunFolder
+    place: "ProcessPlace"
+    training_begins: Callable[[], None]
+    """To be called when signals have become requests."""
 
-    refuse_wrong_apex()
-    device = start_process(
-        place, timeout_seconds=config.parallelism.timeout_seconds, deterministic=config.training.deterministic
-    )
+    def run(self, plan_file: Path | None, profile: str | None) -> int:
+        """Returns the exit status."""
+        device = self._meet()
+        from ultramem_megatron.parallel.agree import on_first_rank
+        from ultramem_megatron.parallel.groups import destroy_groups
 
-    if place.rank == 0:
-        warn_of_slow_precision(config, device)
+        if self.place.rank == 0:
+            warn_of_slow_precision(self.config, device)
+        how, reason = self._train(device, plan_file, profile)
+        ended = Ending(outcome=how, reason=reason, rank=0, attempt=attempt_of_this_process())
+        # the others leave once it is written: a launcher may end all ranks when the first one has left
+        on_first_rank(lambda: record_ending(self.folder.run_dir, ended))
+        destroy_groups()
+        return ended.exit_status
 
-    from ultramem_megatron.measuring.fingerprint import fingerprint
-    from ultramem_megatron.parallel.agree import on_first_rank
-    from ultramem_megatron.parallel.groups import destroy_groups
-    from ultramem_megatron.training.loop import Outcome
-    from ultramem_megatron.training.pretrain import pretrain
+    def _meet(self) -> "torch.device":
+        check_run(self.config, self.folder.run_dir, self.place.world_size)
+        from ultramem_megatron.parallel.accelerators import refuse_wrong_apex
+        from ultramem_megatron.parallel.agree import on_first_rank
+        from ultramem_megatron.parallel.process import start_process
 
-    # one rank plans for all: machines may differ in the memory that they see
-    here = fingerprint(device)
-    plan = on_first_rank(lambda: _plan(config, run_dir, _allocated(place, device, profile), plan_file, here))
-    if place.rank == 0:
-        print(f"memory tables: {plan.chosen.label if plan.chosen else 'none'}; run folder {run_dir}", flush=True)
-    end_hung = functools.partial(_end_hung, run_dir, place.rank)
-    finished = pretrain(config, plan, run_dir, device, end_hung) is Outcome.FINISHED
-    how = ending.Outcome.FINISHED if finished else ending.Outcome.PREEMPTED
-    # the others leave once it is written: a launcher may end all ranks when the first one has left
-    on_first_rank(lambda: record_ending(run_dir, Ending(outcome=how, rank=0, attempt=attempt_of_this_process())))
-    destroy_groups()
-    return ending.RULES[how].exit_status
+        refuse_wrong_apex()
+        try:
+            device = start_process(
+                self.place,
+                timeout_seconds=self.config.parallelism.timeout_seconds,
+                deterministic=self.config.training.deterministic,
+            )
+        except RunFailure:
+            self.folder.tell()  # a run that is refused, and its ranks did not meet, was refused
+            raise
+        on_first_rank(self.folder.tell)
+        self.folder.told()
+        return device
+
+    def _train(self, device: "torch.device", plan_file: Path | None, profile: str | None) -> tuple[ending.Outcome, str]:
+        """How it ended, and why."""
+        from ultramem_megatron.measuring.fingerprint import fingerprint
+        from ultramem_megatron.parallel.agree import on_first_rank
+        from ultramem_megatron.training.loop import Outcome
+        from ultramem_megatron.training.pretrain import pretrain
+        from ultramem_megatron.training.stop import StopRequest
+
+        config, run_dir, rank = self.config, self.folder.run_dir, self.place.rank
+        # one rank plans for all: machines may differ in the memory that they see
+        here = fingerprint(device)
+        machines = _allocated(self.place, device, profile)
+        plan = on_first_rank(lambda: _plan(config, run_dir, machines, plan_file, here))
+        if rank == 0:
+            print(f"memory tables: {plan.chosen.label if plan.chosen else 'none'}; run folder {run_dir}", flush=True)
+        stop = StopRequest()
+        stop.listen()
+        self.training_begins()
+        end_hung = functools.partial(_end_hung, run_dir, rank)
+        if pretrain(config, plan, run_dir, device, end_hung, stop) is Outcome.FINISHED:
+            return ending.Outcome.FINISHED, ""
+        return ending.Outcome.PREEMPTED, f"asked to stop by {stop.cause}; saved, and the same command goes on"
 
 
 def warn_of_slow_precision(config: "RunConfig", device: "torch.device") -> None:
@@ -166,6 +221,14 @@ def warn_of_slow_precision(config: "RunConfig", device: "torch.device") -> None:
             "training.precision = bf16 has no instructions on this CPU and takes some fifty times as long as fp32; "
             "training.precision=fp32 is faster here"
         )
+
+
+def _leave(folder: RunFolder, ended: Ending) -> None:
+    """At once and without clean-up; for a thread."""
+    if folder.may_write() and record_ending(folder.run_dir, ended):
+        print(f"{ended.outcome}: {ended.reason}", file=sys.stderr, flush=True)
+    folder.release()
+    os._exit(ended.exit_status)
 
 
 def _end_hung(run_dir: Path, rank: int, reason: str) -> None:

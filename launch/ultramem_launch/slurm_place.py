@@ -12,6 +12,8 @@ FIRST_PORT, PORTS = 20000, 10000
 """Ports of rendezvous: one per job, below those that Linux gives to outgoing connections (from 32768)."""
 RESTART_STRIDE = 2003
 """A start of a job has not the port of the start before, nor that of jobs submitted next. Prime: all come."""
+STEP_STRIDE = 4001
+"""Two runs in one allocation, each a step, do not meet at one port."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +62,16 @@ def slurm_rendezvous(environment: Mapping[str, str]) -> str:
     if not host:
         raise LaunchError("neither SLURM_STEP_NODELIST nor MASTER_ADDR is set, so the ranks cannot meet; use srun")
     restart = _number(environment, "SLURM_RESTART_COUNT") if environment.get("SLURM_RESTART_COUNT") else 0
-    port = _number(environment, "MASTER_PORT") if environment.get("MASTER_PORT") else job_port(task.job_id, restart)
+    step = _number(environment, "SLURM_STEP_ID") if environment.get("SLURM_STEP_ID") else 0
+    port = (
+        _number(environment, "MASTER_PORT") if environment.get("MASTER_PORT") else job_port(task.job_id, restart, step)
+    )
     return f"tcp://{host}:{port}"
 
 
-def job_port(job_id: int, restart: int = 0) -> int:
+def job_port(job_id: int, restart: int = 0, step: int = 0) -> int:
     """Two jobs on one node rarely have the same; a job whose port was in use has another when it starts again."""
-    return FIRST_PORT + (job_id + RESTART_STRIDE * restart) % PORTS
+    return FIRST_PORT + (job_id + RESTART_STRIDE * restart + STEP_STRIDE * step) % PORTS
 
 
 def refuse_contradictions(task: SlurmTask, environment: Mapping[str, str]) -> None:

@@ -26,7 +26,7 @@ from subprocess import TimeoutExpired
 from typing import NoReturn
 
 from ultramem_launch import exit_codes
-from ultramem_launch.child import die_with_parent, name_process
+from ultramem_megatron.child import die_with_parent, name_process
 
 POLL_SECONDS = 0.005
 CUDA_MEMORY = "/dev/nvidia-uvm"

@@ -5,14 +5,18 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
 
+from ultramem_launch.__main__ import app, main
 from ultramem_launch.place import RANK_VARIABLES
+from ultramem_launch.slurm.folder import JobFolder
 from ultramem_megatron.testing.programs import run_forked
 from ultramem_megatron.testing.tiny import write_tiny_config
 
@@ -187,3 +191,153 @@ def losses(folder: Path) -> dict[int, float]:
     records = [json.loads(line) for line in lines]
     assert len({record["step"] for record in records}) == len(records)
     return {record["step"]: record["train/loss"] for record in records}
+
+
+NOWHERE = "/proc/nothing"
+"""No file can be made below it, whoever asks."""
+REFUSALS: list[tuple[tuple[str, ...], str]] = [
+    (("info", "missing.yaml"), r"^ConfigError: .*missing\.yaml"),
+    (("info", "nothing-like-it"), r'^ConfigError: CONFIG "nothing-like-it" is neither .* the nearest recipe is'),
+    (
+        ("plan", "tiny.yaml", "--cluster", "local:1", "--save", f"{NOWHERE}/plan.json"),
+        r"^FileError: /proc/nothing/plan\.json cannot be written",
+    ),
+    (
+        ("plan", "tiny.yaml", "--cluster", "local:1", "--save", "/dev/full"),
+        r"^FileError: /dev/full cannot be written: No space left on device",
+    ),
+    (
+        ("plan", "tiny.yaml", "--cluster", "local:1", "--save", "tiny.yaml/plan.json"),
+        r"^FileError: tiny\.yaml/plan\.json cannot be written: ",
+    ),
+    (
+        ("plan", "tiny.yaml", "--cluster", "local:1", "--save", "folder"),
+        r"^FileError: folder cannot be written: Is a directory; .* name a file",
+    ),
+    (
+        ("plan", "tiny.yaml", "--cluster", "local:1", "--save", "n" * 250),
+        r"^FileError: n+ cannot be written: File name too long; choose",
+    ),
+    (("plan", "tiny.yaml", "--cluster", "missing.json"), r"^PlanError: .*missing\.json"),
+    (("plan", "tiny.yaml", "--cluster", "folder"), r"^PlanError: .*folder"),
+    (("volume", "--tokens", "0"), r"^PlanError: --tokens"),
+    (("volume", "--figure9", f"{NOWHERE}/a.png"), r"^FileError: /proc/nothing/a\.png cannot be written"),
+    (("volume", "--figure9", "a.txt"), r"^LaunchError: --figure9 a\.txt should end in one of .*\.png"),
+    (("sweep", "tiny.yaml", "--nodes", "1", "--csv", f"{NOWHERE}/a.csv"), r"^FileError: /proc/nothing/a\.csv cannot"),
+    (("calibrate", "--out", f"{NOWHERE}/a.json"), r"^FileError: /proc/nothing/a\.json cannot be written"),
+    (("calibrate", "--local", "2", "--out", "folder"), r"^FileError: folder cannot be written: Is a directory"),
+    (("validate", "missing.json", "--profile", "cpu-loopback"), r"^PlanError: .*missing\.json"),
+    (("pretrain", "tiny.yaml", "--run-dir", f"{NOWHERE}/run"), r"^FileError: /proc/nothing/run.* cannot be written"),
+    (
+        ("pretrain", "tiny.yaml", "--run-dir", "tiny.yaml"),
+        r"^LaunchError: --run-dir tiny\.yaml is a file; name a folder",
+    ),
+    (("pretrain", "tiny.yaml", "--run-dir", "tiny.yaml/run"), r"^FileError: tiny\.yaml/run.* cannot be written: "),
+    (("pretrain", "tiny.yaml", "--run-dir", f"{NOWHERE}/run", "--local", "2"), r"^FileError: /proc/nothing/run"),
+    (("submit", "tiny.yaml", "--run-dir", "run", "--site", "missing.yaml"), r"^ConfigError: site file missing\.yaml"),
+    (("submit", "tiny.yaml", "--run-dir", f"{NOWHERE}/run", "--gpus-per-node", "0"), r"^FileError: /proc/nothing/run"),
+    (("status", "--run-dir", "folder"), r"^LaunchError: --run-dir folder: no job was submitted for it"),
+    (("logs", "--run-dir", "folder"), r"^LaunchError: --run-dir folder: no job was submitted for it"),
+    (("cancel", "--run-dir", "torn"), r"^LaunchError: torn/job/submissions\.json is damaged, .*`squeue --me`"),
+    (("requeue", "--run-dir", "torn"), r"^LaunchError: torn/job/submissions\.json is damaged"),
+    (("status", "--run-dir", "torn"), r"^LaunchError: torn/job/submissions\.json is damaged"),
+    (("logs", "--follow", "--run-dir", "torn"), r"^LaunchError: torn/job/submissions\.json is damaged"),
+    (
+        ("eval", "--task", "loss", "--run-dir", "missing"),
+        r"^LaunchError: --run-dir missing is no folder; name that of a run",
+    ),
+    (("generate", "--run-dir", "tiny.yaml"), r"^LaunchError: --run-dir tiny\.yaml is no folder; name that of a run"),
+    (("monitor", "--run-dir", "missing"), r"^LaunchError: --run-dir missing does not exist"),
+    (("monitor", "--run-dir", "folder"), r"^LaunchError: --run-dir folder holds no tensorboard/ folder"),
+    (("checkpoint", "info", "folder"), r"^CheckpointError: folder holds no checkpoint"),
+    (("checkpoint", "verify", "missing"), r"^CheckpointError: missing holds no checkpoint"),
+    (
+        ("checkpoint", "reshard", "folder", "--out", "out", "--ranks", "2"),
+        r"^CheckpointError: folder holds no checkpoint",
+    ),
+    (("data", "fetch", "--source", "nothing"), r"^DataError: .*nothing"),
+    (("data", "tokenizer", "--raw", "missing", "--out", "out"), r"^DataError: .*missing"),
+    (("data", "build", "--raw", "missing", "--out", "missing"), r"^DataError: .*missing"),
+    (("data", "prepare", "--source", "nothing"), r"^DataError: .*nothing"),
+    (("data", "recall", "--task", "nothing"), r"^DataError: .*nothing"),
+    (("data", "info", "missing"), r"^DataError: missing"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSALS, ids=[" ".join(one[0])[:60] for one in REFUSALS])
+def test_what_every_verb_refuses(
+    arguments: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In this process, as ``main`` ends it: one paragraph, exit status 2, nothing written."""
+    write_tiny_config(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "torn" / "job").mkdir(parents=True)
+    (tmp_path / "torn" / "job" / "submissions.json").write_text('[\n  {\n    "jo')
+    monkeypatch.chdir(tmp_path)
+    for name in RANK_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("sys.argv", ["ultramem", *arguments])
+    handler = signal.getsignal(signal.SIGTERM)
+    before = sorted(tmp_path.rglob("*"))
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main()
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert_refused(subprocess.CompletedProcess(arguments, int(ended.value.code or 0), *capsys.readouterr()), message)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_every_verb_has_a_refusal_in_the_table() -> None:
+    tried = {words for arguments, _ in REFUSALS for words in (arguments[:1], arguments[:2])}
+    top = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    verbs = {
+        (name, *inner)
+        for name, verb in top.items()
+        for inner in ([(one,) for one in getattr(verb, "commands", ())] or [()])
+    }
+    assert verbs - tried == {("doctor",), ("recipes",)}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"job": "1"}, {"job": "2_0"}, {"jo',
+        '{"job": "1"} {"job": "2_0"}',
+        '[{"job": "1"}, {"job": "2_0"}, {"job": 3}, 7',
+    ],
+)
+def test_jobs_before_a_tear_are_known(tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
+    folder = JobFolder(tmp_path)
+    folder.job.mkdir()
+    folder.submissions.write_text(text)
+    assert folder.job_ids() == ["1", "2_0"]
+    assert "submissions.json is damaged: " in caplog.text
+    folder.add_submission("3")
+    caplog.clear()
+    assert folder.job_ids() == ["1", "2_0", "3"]
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "[", "nothing", "[" * 100_000, '[{"name": 1}]', "\x00\x00", "{}", "[[]]"])
+def test_starts_that_cannot_be_read_are_passed_over(tmp_path: Path, text: str) -> None:
+    folder = JobFolder(tmp_path)
+    folder.job.mkdir()
+    folder.attempts.write_text(text)
+    assert folder.read_attempts() == []
+
+
+def test_what_cannot_be_shown_or_written_is_no_traceback(ultramem: Ultramem, tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "ultramem_launch", "recipes"]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    result.stdout = ""
+    assert_refused(result, r"^FileError: standard output cannot be written: No space left on device")
+    head = subprocess.run(
+        f"'{sys.executable}' -m ultramem_launch recipes | head -n 1", shell=True, capture_output=True, text=True
+    )
+    assert (head.returncode, head.stderr) == (0, "")

@@ -195,6 +195,37 @@ time.sleep(60)
     wait_for(lambda: not any(map(is_alive, pids)))
 
 
+def test_the_next_launcher_removes_what_a_killed_one_left(launch: Launch, tmp_path: Path) -> None:
+    launcher = launch("Path(f'up-{rank}').touch()\ntime.sleep(60)\n", 1)
+    wait_for((tmp_path / "work" / "up-0").exists)
+    launcher.kill()
+    launcher.communicate()
+    assert len(list((tmp_path / "temporary").iterdir())) == 1
+    (tmp_path / "temporary" / "ultramem-notes").mkdir()
+    assert finish(launch("", 1))[0] == 0
+    assert [path.name for path in (tmp_path / "temporary").iterdir()] == ["ultramem-notes"]
+
+
+def test_the_second_interrupt_ends_all_ranks_at_once(launch: Launch, tmp_path: Path) -> None:
+    body = """
+signal.signal(signal.SIGINT, lambda *_: Path(f"asked-{rank}").touch())
+Path(f".up-{rank}").write_text(str(os.getpid()))
+Path(f".up-{rank}").rename(f"up-{rank}")
+while True:
+    time.sleep(0.1)
+"""
+    work = tmp_path / "work"
+    launcher = launch(body, 2)
+    wait_for(lambda: all((work / f"up-{rank}").exists() for rank in range(2)))
+    pids = [int((work / f"up-{rank}").read_text()) for rank in range(2)]
+    launcher.send_signal(signal.SIGINT)
+    wait_for(lambda: all((work / f"asked-{rank}").exists() for rank in range(2)))
+    assert launcher.poll() is None
+    launcher.send_signal(signal.SIGINT)
+    assert finish(launcher)[0] == 130
+    assert not any(map(is_alive, pids))
+
+
 @pytest.mark.parametrize("number", [0, -1])
 def test_at_least_one_process(number: int) -> None:
     with pytest.raises(LaunchError, match=rf"^--local {number} must be at least 1$"):

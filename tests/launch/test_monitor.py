@@ -63,7 +63,9 @@ def start(*arguments: str) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "ending", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda number: number.name
+)
 def test_scalars_are_served_and_a_signal_ends_everything(tmp_path: Path, ending: signal.Signals) -> None:
     write_run(tmp_path / "small", num_steps=4, value=6.0)
     verb = start("--run-dir", str(tmp_path / "small"), "--json")
@@ -78,7 +80,7 @@ def test_scalars_are_served_and_a_signal_ends_everything(tmp_path: Path, ending:
     finally:
         verb.send_signal(ending)
         _, errors = verb.communicate(timeout=30)
-    assert (verb.returncode, errors) == (0, "")
+    assert (verb.returncode, errors) == (-signal.SIGKILL if ending == signal.SIGKILL else 0, "")
     _, alive = psutil.wait_procs(children, timeout=5)
     assert alive == []
 

@@ -19,6 +19,11 @@ TORCHRUN = {"RANK": "5", "WORLD_SIZE": "7", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE
 MEETING = {"MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
 
 
+def test_two_runs_in_one_allocation_do_not_meet() -> None:
+    ports = {find_place({**SRUN, "SLURM_STEP_ID": str(step)}).rendezvous for step in range(10)}
+    assert len(ports) == 10
+
+
 def test_a_task_of_srun() -> None:
     place = find_place(SRUN)
     assert (place.rank, place.world_size, place.local_rank, place.local_world_size) == (5, 7, 1, 3)

@@ -75,3 +75,10 @@ def test_nothing_to_keep_without_a_file(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"metrics\.jsonl does not exist; name the folder of a run"):
         list(read_records(tmp_path / "metrics.jsonl"))
+
+
+def test_torn_lines_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "time": 1.0}\n{"step": 2, "ti\n' + b"[" * 100_000 + b'\n{"step": 3, "time": 1.0}\n')
+    assert steps(path) == [1, 3]
+    assert f"{path}: line(s) 2, 3 are torn, and passed over" in caplog.text

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ultramem_launch.child import die_with_parent
+from ultramem_megatron.child import die_with_parent
 from ultramem_megatron.monitor.records import read_records
 from ultramem_megatron.testing.slurm_jobs import ROOT
 from ultramem_megatron.testing.tiny import write_tiny_config

@@ -19,6 +19,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any
 
+from ultramem_launch.slurm_place import job_port
 from ultramem_megatron.checkpoint.store import checkpoint_folders
 from ultramem_megatron.testing.slurm_faults import flip_byte
 from ultramem_megatron.testing.slurm_jobs import (
@@ -70,7 +71,8 @@ def two_nodes_give_the_same_run_as_one_machine(place: Place) -> Facts:
     listening: set[str] = set()
 
     def has_ended() -> bool:
-        listening.update(listening_on(20000 + int(job) % 10000))
+        for step in range(3):  # two of checks, then the run
+            listening.update(listening_on(job_port(int(job), step=step)))
         return bool(status_of(place.run_dir))
 
     place.wait(has_ended)
@@ -120,6 +122,8 @@ def a_killed_rank_a_damaged_checkpoint_and_a_stopped_rank_lose_nothing(place: Pl
     options = ("--nodes", "2", "--preflight", "none")
     job = place.submit(*options, settings=limits, ranks_per_node=2, FAULT_PACE_SECONDS="0.1")
     place.wait(lambda: newest_step(place.run_dir) > 26)
+    words = ("pretrain", str(place.config), *SETTINGS, "--run-dir", str(place.run_dir))
+    second = place.slurm.ultramem(*words, cwd=place.folder)
     place.slurm.rank_process(job, 3).send_signal(signal.SIGKILL)
     place.wait(lambda: attempts_of(place.run_dir)[0]["outcome"])
     newest = checkpoint_folders(place.run_dir / "checkpoints")[0]
@@ -127,7 +131,8 @@ def a_killed_rank_a_damaged_checkpoint_and_a_stopped_rank_lose_nothing(place: Pl
     log = place.run_dir / "logs" / f"{job}.1.log"
     place.wait(lambda: log.is_file() and re.search(r"^0: step +11/", log.read_text(), re.M))
     place.slurm.rank_process(job, 2).send_signal(signal.SIGSTOP)
-    return {"job": job, "ended": place.slurm.wait_for(job, place.run_dir), "damaged": str(newest)}
+    facts = {"damaged": str(newest), "second_status": second.returncode, "second_said": second.stderr}
+    return {"job": job, "ended": place.slurm.wait_for(job, place.run_dir), **facts}
 
 
 def a_run_that_always_crashes_is_given_up(place: Place) -> Facts:

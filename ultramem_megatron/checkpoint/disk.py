@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ultramem_megatron.errors import OutOfDiskError, RunFailure, UltraMemError
+from ultramem_megatron.errors import FileError, OutOfDiskError, RunFailure, UltraMemError
 
 _TEXTS = ("No space left on device", "Disk quota exceeded", "File too large")
 """Of ENOSPC, EDQUOT and EFBIG; ranks tell each other of a failure by its text."""
@@ -37,9 +37,11 @@ def full_disk_named(run_dir: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (UltraMemError, RunFailure):
+    except RunFailure:
         raise
     except Exception as error:
+        if isinstance(error, UltraMemError) and not isinstance(error, FileError):
+            raise
         root = root_of(error)
         if not isinstance(root, OSError) or not names_full_disk(str(root)):
             raise

@@ -9,11 +9,11 @@ convention), so that any JSON reader takes the file and ``float`` in Python take
 import json
 import logging
 import math
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ultramem_megatron.errors import DataError
+from ultramem_megatron.files import remove_leftovers, written_whole
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -46,12 +46,12 @@ def decode_record(line: bytes) -> dict[str, float] | None:
         if not isinstance(record, dict) or not isinstance(record.get("step"), int):
             return None
         return {name: value if name == "step" else float(value) for name, value in record.items()}
-    except (ValueError, TypeError):  # no JSON, no UTF-8 (a lost node leaves zero bytes), or no number
+    except (ValueError, TypeError, RecursionError):  # no JSON, no UTF-8 (a lost node leaves zero bytes), or no number
         return None
 
 
 def read_records(path: Path) -> Iterator[dict[str, float]]:
-    """The records of a run in order, each with ``step`` and ``time``; a line torn by a kill is left out.
+    """The records of a run in order, each with ``step`` and ``time``; lines torn by a kill are named and left out.
 
     Raises:
         DataError: The file does not exist.
@@ -60,11 +60,17 @@ def read_records(path: Path) -> Iterator[dict[str, float]]:
         raise DataError(
             f"{path} does not exist; name the folder of a run that has taken a step (it holds {METRICS_FILE})"
         )
+    torn: list[int] = []
     with path.open("rb") as lines:
-        for line in lines:
+        for number, line in enumerate(lines, start=1):
             record = decode_record(line)
-            if record is not None:
+            if record is None:
+                torn.append(number)
+            else:
                 yield record
+    if torn:
+        some = ", ".join(map(str, torn[:10])) + (", ..." if len(torn) > 10 else "")
+        logger.warning("%s: line(s) %s are torn, and passed over", path, some)
 
 
 def keep_records_until(path: Path, last_step: int) -> bytes:
@@ -77,10 +83,10 @@ def keep_records_until(path: Path, last_step: int) -> bytes:
     """
     if not path.is_file():
         return b""
-    partial = path.with_name(f".{path.name}.partial")
+    remove_leftovers(path.parent, path.name)
     unreadable = 0
     last_line = b""
-    with path.open("rb") as lines, partial.open("wb") as kept:
+    with path.open("rb") as lines, written_whole(path) as kept:
         for line in lines:
             record = decode_record(line)
             if record is None:
@@ -88,9 +94,6 @@ def keep_records_until(path: Path, last_step: int) -> bytes:
             elif record["step"] <= last_step:
                 last_line = line if line.endswith(b"\n") else line + b"\n"
                 kept.write(last_line)
-        kept.flush()
-        os.fsync(kept.fileno())
-    partial.replace(path)
     if unreadable:
         logger.warning("%s: dropped %d unreadable line(s), torn when the run was killed", path, unreadable)
     return last_line

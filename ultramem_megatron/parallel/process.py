@@ -15,6 +15,9 @@ import torch.distributed as dist
 
 from ultramem_megatron.errors import LaunchError, MeetingError
 
+ALONE = "alone"
+"""Rendezvous of a lone process, which needs no place for it."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProcessPlace:
@@ -25,7 +28,8 @@ class ProcessPlace:
     local_rank: int
     local_world_size: int
     rendezvous: str
-    """``tcp://host:port``, ``file:///path`` or ``env://`` (MASTER_ADDR and MASTER_PORT), the same on every rank."""
+    """``tcp://host:port``, ``file:///path`` or ``env://`` (MASTER_ADDR and MASTER_PORT), the same on every rank; or
+    ``ALONE``."""
 
 
 def start_process(place: ProcessPlace, *, timeout_seconds: float = 600.0, deterministic: bool = False) -> torch.device:
@@ -131,6 +135,8 @@ def _address(place: ProcessPlace) -> str:
 
 def _meeting_point(place: ProcessPlace, timeout_seconds: float) -> dict[str, Any]:
     """Arguments of ``init_process_group`` that say where the ranks meet."""
+    if place.rendezvous == ALONE:
+        return {"store": dist.HashStore()}
     if not place.rendezvous.startswith("tcp://"):
         return {"init_method": place.rendezvous}
     host, _, port = place.rendezvous.removeprefix("tcp://").rpartition(":")
@@ -169,7 +175,7 @@ def _listen(host: str, port: int) -> int:
 def _use_cuda(place: ProcessPlace) -> torch.device:
     # a scheduler may show each process only its own GPU; --local shows all of them to each
     seen, needed = torch.cuda.device_count(), place.local_world_size
-    if seen < needed and (seen > 1 or place.rendezvous.startswith("file://")):
+    if seen < needed and (seen > 1 or place.rendezvous == ALONE or place.rendezvous.startswith("file://")):
         raise LaunchError(
             f"{needed} processes on this machine need a GPU each, but torch sees {seen}; start {seen}, or train on the "
             "CPU with CUDA_VISIBLE_DEVICES= before the command"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from ultramem_megatron.files import write_json
+from ultramem_megatron.files import replace_text
 
 WATCHDOG_FOLDER = "watchdog"
 
@@ -51,7 +51,7 @@ class Heartbeat:
 
     def write(self, folder: Path) -> None:
         """Replace the rank's file."""
-        write_json(beat_file(folder, self.rank), asdict(self))
+        replace_text(beat_file(folder, self.rank), json.dumps(asdict(self)))
 
 
 def machine_name() -> str:

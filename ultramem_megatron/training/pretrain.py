@@ -46,6 +46,7 @@ def pretrain(
     run_dir: Path,
     device: torch.device,
     end_hung: Callable[[str], None] | None = None,
+    stop: StopRequest | None = None,
 ) -> Outcome:
     """Train to ``training.steps`` from the newest checkpoint in ``run_dir``, or from scratch.
 
@@ -59,8 +60,9 @@ def pretrain(
         device: Of this rank.
         end_hung: Called by a thread, with the reason, when the run gets no further; ends the process.
             None: nobody watches.
+        stop: Takes signals from now on, and tells afterwards why the run was stopped.
     """
-    stop = StopRequest()
+    stop = stop or StopRequest()
     stop.listen()
     start = find_start(config, run_dir / CHECKPOINTS)
     training_data = open_training_data(config)

@@ -48,6 +48,16 @@ class Attempt:
         return asdict(self)
 
     @classmethod
+    def is_sound(cls, content: dict[str, Any]) -> bool:
+        """Whether ``from_dict`` can take it."""
+        try:
+            one = cls.from_dict(content)
+        except (KeyError, TypeError, ValueError):
+            return False
+        numbers = (one.nodes, one.first_step, one.started)
+        return isinstance(one.name, str) and all(isinstance(number, int | float) for number in numbers)
+
+    @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Attempt":
         """What ``to_dict`` gave."""
         outcome = content["outcome"]

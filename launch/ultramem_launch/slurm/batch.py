@@ -23,6 +23,8 @@ from ultramem_launch.ending import (
     record_ending,
     replace_ending,
 )
+from ultramem_launch.run_holder import this_process
+from ultramem_launch.run_lock import RunHeldError, release, take
 from ultramem_launch.slurm.attempts import SUSPECT_AFTER, Attempt, close, decide, judge, may_have_lost_nodes
 from ultramem_launch.slurm.folder import JobFolder
 from ultramem_launch.slurm.killed import find_killed
@@ -31,7 +33,7 @@ from ultramem_launch.slurm.reserve import is_full, keep_reserve
 from ultramem_megatron.checkpoint.disk import names_full_disk
 from ultramem_megatron.checkpoint.set_aside import describe_mark, set_aside
 from ultramem_megatron.errors import UltraMemError, one_paragraph
-from ultramem_megatron.files import write_json, write_text
+from ultramem_megatron.files import remove_leftovers, write_json, write_text
 
 NOTHING_LEFT = 10
 START_AGAIN = 100
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         match options.verb:
             case "begin":
-                return begin(folder, options.allocated, options.tasks_per_node, options.chain)
+                return begin_locked(folder, options.allocated, options.tasks_per_node, options.chain, os.getppid())
             case "passed":
                 return passed(folder, options.nodes.split(), all_reduce=options.all_reduce)
             case _:
@@ -59,15 +61,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     wait_for_ranks(folder.run_dir, LAST_WORDS_SECONDS)
                 lost = find_lost_nodes() if may_have_lost_nodes(read_ending(folder.run_dir)) else []
                 return end(folder, options.step_status, options.asked, lost, options.max_restarts, requeue)
+    except RunHeldError as error:  # the folder is another start's: not even this is written there
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
     except UltraMemError as error:
+        if isinstance(error, OSError) and names_full_disk(str(error)):
+            return _no_room(folder, error)
         print(one_paragraph(f"{type(error).__name__}: {error}"), file=sys.stderr)
         replace_ending(folder.run_dir, Ending(outcome=Outcome.BAD_INPUT, reason=str(error), attempt=attempt))
         return 2
     except OSError as error:
         if not names_full_disk(str(error)):
             raise
-        print(f"{Outcome.OUT_OF_DISK}: no room is left in {folder.run_dir}: {error}", file=sys.stderr)
-        return RULES[Outcome.OUT_OF_DISK].exit_status
+        return _no_room(folder, error)
+
+
+def _no_room(folder: JobFolder, error: Exception) -> int:
+    print(f"{Outcome.OUT_OF_DISK}: no room is left in {folder.run_dir}: {error}", file=sys.stderr)
+    return RULES[Outcome.OUT_OF_DISK].exit_status
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -91,6 +102,29 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def begin_locked(folder: JobFolder, allocated: int, tasks_per_node: int, chain: int, script: int) -> int:
+    """``begin`` with the run in the hands of the job's script, which keeps it until ``end`` unless it has to stop here.
+
+    Args:
+        folder: Of the job.
+        allocated: As for ``begin``.
+        tasks_per_node: As for ``begin``.
+        chain: As for ``begin``.
+        script: Process of the job's script.
+
+    Raises:
+        RunHeldError: Another start holds the run; nothing was changed.
+    """
+    lock = take(folder.run_dir, this_process(pid=script))
+    status = 2
+    try:
+        status = begin(folder, allocated, tasks_per_node, chain)
+    finally:
+        if status:
+            lock.release()
+    return status
+
+
 def begin(folder: JobFolder, allocated: int, tasks_per_node: int, chain: int) -> int:
     """Note that the job starts, on how many nodes, and forget how it ended before."""
     attempt = attempt_of_this_process()
@@ -106,6 +140,7 @@ def begin(folder: JobFolder, allocated: int, tasks_per_node: int, chain: int) ->
         before[-1] = close(before[-1], ending, folder.newest_step(), time.time())
     started = Attempt(name=attempt, nodes=nodes, first_step=folder.newest_step(), started=time.time())
     keep_reserve(folder.reserve)
+    remove_leftovers(folder.run_dir)
     write_json(folder.attempts, [one.to_dict() for one in [*before, started]])
     write_text(folder.nodes, f"{nodes}\n")
     folder.exclude.unlink(missing_ok=True)
@@ -182,6 +217,8 @@ def end(
         disk_is_full=disk_is_full,
     )
     attempts = [Attempt.from_dict(content) for content in folder.read_attempts()]
+    if not attempts or attempts[-1].name != attempt:  # the list was damaged meanwhile
+        attempts.append(Attempt(name=attempt, nodes=0, first_step=folder.newest_step(), started=time.time()))
     attempts[-1] = close(attempts[-1], ending, folder.newest_step(), time.time())
     write_json(folder.attempts, [one.to_dict() for one in attempts])
     if ending is not said:
@@ -195,6 +232,7 @@ def end(
     if verdict.set_aside is not None and put_aside(folder.checkpoint(verdict.set_aside), attempts[-1]):
         attempts[-1] = replace(attempts[-1], set_aside=verdict.set_aside)
         write_json(folder.attempts, [one.to_dict() for one in attempts])
+    release(folder.run_dir, f"job {attempt}")
     return START_AGAIN if verdict.restart and requeue else ending.exit_status
 
 

@@ -1,15 +1,53 @@
 """The files of a job beside its run: ``RUN_DIR/job/`` and ``RUN_DIR/logs/``."""
 
 import json
+import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ultramem_launch.slurm.attempts import Attempt
 from ultramem_megatron.checkpoint.set_aside import is_set_aside
 from ultramem_megatron.checkpoint.store import checkpoint_folders, step_folder
 from ultramem_megatron.errors import LaunchError
-from ultramem_megatron.files import write_json
+from ultramem_megatron.files import failures_named, write_json
+
+JOB_ID = re.compile(r"[0-9]+(_[0-9]+)?")
+
+logger = logging.getLogger(__name__)
+
+
+def read_list(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON list; of a torn one those before the tear, and the file is named. [] without a file.
+
+    Raises:
+        FileError: It cannot be read.
+    """
+    with failures_named(path, "read"):
+        if not path.is_file():
+            return []
+        text = path.read_bytes().decode(errors="replace")
+    found: list[dict[str, Any]] = []
+    position, decoder = 0, json.JSONDecoder()
+    while (start := text.find("{", position)) >= 0:
+        try:
+            entry, position = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            break
+        found.append(entry)
+    if not _is_json(text):
+        logger.warning("%s is damaged: %d entries of it can be read, and the rest is passed over", path, len(found))
+    return found
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +125,23 @@ class JobFolder:
             raise LaunchError(
                 f"--run-dir {self.run_dir}: no job was submitted for it; name the folder given to `ultramem submit`"
             )
-        return [entry["job"] for entry in json.loads(self.submissions.read_text())]
+        jobs = self._known_jobs()
+        if not jobs:
+            raise LaunchError(
+                f"{self.submissions} is damaged, and no job can be read from it; `squeue --me` lists the jobs that are "
+                "there; delete the file, and `ultramem submit` writes it anew"
+            )
+        return jobs
 
     def add_submission(self, job: str, task: int | None = None) -> None:
         """Note one more job, ``task`` of an array."""
-        before = json.loads(self.submissions.read_text()) if self.submissions.is_file() else []
-        write_json(self.submissions, [*before, {"job": job if task is None else f"{job}_{task}"}])
+        before = self._known_jobs() if self.submissions.is_file() else []
+        new = job if task is None else f"{job}_{task}"
+        write_json(self.submissions, [{"job": one} for one in [*before, new]])
+
+    def _known_jobs(self) -> list[str]:
+        entries = (entry.get("job") for entry in read_list(self.submissions))
+        return [job for job in entries if isinstance(job, str) and JOB_ID.fullmatch(job)]
 
     def checkpoint(self, step: int) -> Path:
         """Where the checkpoint of ``step`` lies."""
@@ -110,7 +159,7 @@ class JobFolder:
 
     def read_attempts(self) -> list[dict[str, Any]]:
         """Oldest first."""
-        return json.loads(self.attempts.read_text()) if self.attempts.is_file() else []
+        return [entry for entry in read_list(self.attempts) if Attempt.is_sound(entry)]
 
     def log_files(self) -> Iterator[Path]:
         """Oldest first."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from ultramem_launch.slurm.folder import JobFolder
 from ultramem_launch.slurm.progress import is_active, look
 from ultramem_megatron.errors import LaunchError
+from ultramem_megatron.files import failures_named
 
 POLL_SECONDS = 0.5
 ASK_SECONDS = 5.0
@@ -27,7 +28,9 @@ def last_lines(run_dir: Path, lines: int) -> str:
 
 
 def _tail(file: Path, lines: int) -> str:
-    kept = file.read_text(errors="replace").splitlines()[-lines:] if lines else []
+    with failures_named(file, "read"):
+        text = file.read_text(errors="replace")
+    kept = text.splitlines()[-lines:] if lines else []
     return "".join(f"{line}\n" for line in kept)
 
 

@@ -5,6 +5,7 @@ is known by what is missing.
 """
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from typing import Any
 from ultramem_megatron import __version__
 from ultramem_megatron.files import write_json, write_text
 from ultramem_megatron.units import GIB
+
+logger = logging.getLogger(__name__)
 
 TOKEN = "token"
 PACKAGES = ("torch", "megatron-core", "numpy", "triton")
@@ -120,8 +123,14 @@ def save_facts(folder: Path, facts: NodeFacts) -> None:
 
 def read_facts(folder: Path) -> dict[str, NodeFacts]:
     """By node."""
-    found = [json.loads(file.read_text()) for file in folder.glob("*.json")]
-    return {one["node"]: NodeFacts(**{**one, "gpus": [Gpu(**gpu) for gpu in one["gpus"]]}) for one in found}
+    found = {}
+    for file in folder.glob("*.json"):
+        try:
+            one = json.loads(file.read_text())
+            found[one["node"]] = NodeFacts(**{**one, "gpus": [Gpu(**gpu) for gpu in one["gpus"]]})
+        except (OSError, ValueError, KeyError, TypeError) as error:  # the node then counts as one that did not answer
+            logger.warning("%s is damaged (%s) and passed over", file, error)
+    return found
 
 
 def bad_nodes(nodes: Sequence[str], facts: Mapping[str, NodeFacts]) -> dict[str, str]:
@@ -181,7 +190,11 @@ class Speeds:
 def read_speeds(folder: Path) -> Speeds | None:
     """None when the all-reduce did not come to its end."""
     file = folder / "all_reduce" / "speeds.json"
-    return Speeds(**json.loads(file.read_text())) if file.is_file() else None
+    try:
+        return Speeds(**json.loads(file.read_text())) if file.is_file() else None
+    except (ValueError, TypeError) as error:
+        logger.warning("%s is damaged (%s) and passed over", file, error)
+        return None
 
 
 def save_speeds(folder: Path, speeds: Speeds) -> None:

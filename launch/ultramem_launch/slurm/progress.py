@@ -88,7 +88,7 @@ def newest_record(path: Path) -> dict[str, float]:
         stream.seek(max(0, path.stat().st_size - TAIL_BYTES))
         for line in reversed(stream.read().splitlines()):
             record = decode_record(line)
-            if record is not None and catalogue.LOSS.name in record:
+            if record is not None and catalogue.LOSS.name in record and "time" in record:
                 return record
     return {}
 

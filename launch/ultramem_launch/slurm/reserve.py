@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from ultramem_megatron.checkpoint.disk import names_full_disk
+from ultramem_megatron.files import written_whole
 
 RESERVE_BYTES = 256 << 10
 """For the last words of a job: status file, list of starts, a line of the log."""
@@ -14,24 +15,21 @@ def keep_reserve(file: Path) -> None:
     """Take the room, if it is not taken yet.
 
     Raises:
-        OSError: There is none.
+        FileError: There is none.
     """
     if file.is_file() and file.stat().st_size == RESERVE_BYTES:
         return
-    try:
-        file.write_bytes(os.urandom(RESERVE_BYTES))  # no zeros: a file system may store none
-    except OSError:
-        file.unlink(missing_ok=True)
-        raise
+    with written_whole(file) as stream:
+        stream.write(os.urandom(RESERVE_BYTES))  # no zeros: a file system may store none
 
 
 def is_full(folder: Path) -> bool:
     """Whether nothing can be written there any more. Tried, for a quota is not seen otherwise."""
     probe = folder / PROBE
     try:
-        probe.write_bytes(os.urandom(RESERVE_BYTES))
+        with written_whole(probe, lasting=False) as stream:
+            stream.write(os.urandom(RESERVE_BYTES))
+        probe.unlink()
     except OSError as error:
         return names_full_disk(str(error))
-    finally:
-        probe.unlink(missing_ok=True)
     return False

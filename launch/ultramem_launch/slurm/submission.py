@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ultramem_launch.configs import load_config
+from ultramem_launch.run_holder import this_process
+from ultramem_launch.run_lock import refuse_held
 from ultramem_launch.slurm import client
 from ultramem_launch.slurm.array import read_sweep
 from ultramem_launch.slurm.folder import JobFolder
@@ -17,7 +19,7 @@ from ultramem_launch.slurm.site import Site
 from ultramem_launch.slurm.snapshot import code_paths, copy_code, plan_for, save_snapshot
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.errors import LaunchError
-from ultramem_megatron.files import write_text
+from ultramem_megatron.files import check_folder, failures_named, write_text
 from ultramem_megatron.planning.plan import Plan
 
 EXECUTABLE = stat.S_IRWXU | stat.S_IRGRP | stat.S_IXGRP | stat.S_IROTH | stat.S_IXOTH
@@ -92,16 +94,22 @@ def submit(submission: Submission) -> list[str]:
         Job ids: one, or those of a chain.
 
     Raises:
-        LaunchError: A job of this run folder is in the queue already, or sbatch refuses.
+        LaunchError: A job of this run folder is in the queue already, somebody trains in it, or sbatch refuses.
+        FileError: It cannot be written.
     """
     folder = JobFolder(submission.home)
     for run in submission.runs:
         _refuse_second_job(JobFolder(run.run_dir))
+        refuse_held(run.run_dir, this_process())
+    for run in submission.runs:
+        check_folder(run.run_dir)
+        check_folder(JobFolder(run.run_dir).job)
     for run in submission.runs:
         save_snapshot(run.run_dir, run.config, run.plan, submission.request, submission.site)
     folder.logs.mkdir(parents=True, exist_ok=True)
     if submission.copies_code:
-        copy_code(folder)
+        with failures_named(folder.code):
+            copy_code(folder)
     write_text(folder.script, submission.script)
     folder.script.chmod(EXECUTABLE)
     jobs: list[str] = []

@@ -44,8 +44,11 @@ def calibrate(
     from ultramem_launch.calibrate import RANK_IMPORTS, calibrate_rank
     from ultramem_launch.local import run_local_processes, ultramem
     from ultramem_launch.place import is_one_of_several, refuse_nested_launch
+    from ultramem_megatron.files import check_can_write
     from ultramem_megatron.planning.calibration.fit import MAX_ERROR_FRACTION
 
+    if not is_one_of_several():  # ranks: rank 0 looks, and tells the others
+        check_can_write(out)
     title = name or out.stem
     allowed = max_error
     if allowed is None:

@@ -29,13 +29,17 @@ def evaluate(
     Example: ultramem eval --run-dir runs/first --task phonebook --task loss
     """
     from ultramem_launch.place import find_place, refuse_several
+    from ultramem_launch.run_folder import refuse_missing
     from ultramem_megatron.data.recall.registry import EVALUATIONS, check_name
+    from ultramem_megatron.files import check_folder
     from ultramem_megatron.parallel.accelerators import refuse_wrong_apex
     from ultramem_megatron.parallel.process import start_process
 
     refuse_several("eval")
     for name in task:
         check_name(name, EVALUATIONS)
+    refuse_missing(run_dir)
+    check_folder(run_dir / "eval")
     refuse_wrong_apex()
     device = start_process(find_place())
     from ultramem_megatron.parallel.groups import destroy_groups

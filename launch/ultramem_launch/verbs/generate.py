@@ -17,10 +17,12 @@ def generate(
     Example: ultramem generate --run-dir runs/first --prompt "The capital of France"
     """
     from ultramem_launch.place import find_place, refuse_several
+    from ultramem_launch.run_folder import refuse_missing
     from ultramem_megatron.parallel.accelerators import refuse_wrong_apex
     from ultramem_megatron.parallel.process import start_process
 
     refuse_several("generate")
+    refuse_missing(run_dir)
     refuse_wrong_apex()
     device = start_process(find_place())
     from ultramem_megatron.parallel.groups import destroy_groups

@@ -1,5 +1,6 @@
 """``ultramem monitor``: TensorBoard for a run, on loopback, until Ctrl-C."""
 
+import functools
 import json
 import os
 import re
@@ -20,8 +21,12 @@ from typing import IO
 
 import typer
 
+from ultramem_megatron.child import die_with_parent
 from ultramem_megatron.errors import LaunchError
+from ultramem_megatron.files import remove_leftovers, temporary_folder
 
+TEMPORARY = "ultramem-monitor"
+"""Part of the name of the folder that TensorBoard is given."""
 _START_SECONDS = 90.0  # a cold start imports from a network file system
 _STOP_SECONDS = 10.0
 _ANY_ADDRESS = ("0.0.0.0", "::")
@@ -106,9 +111,17 @@ def serve_tensorboard(runs: dict[str, Path], *, host: str = "127.0.0.1", port: i
         LaunchError: The address or port cannot be had, or TensorBoard does not start; with its last words.
     """
     _check_bindable(host, port)
-    with tempfile.TemporaryDirectory(prefix="ultramem-monitor-") as scratch, tempfile.TemporaryFile() as output:
-        command = _tensorboard_command(_link_runs(runs, Path(scratch)), host, port)
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+    temporary = Path(tempfile.gettempdir())
+    remove_leftovers(temporary, TEMPORARY)
+    with temporary_folder(temporary, TEMPORARY) as scratch, tempfile.TemporaryFile() as output:
+        command = _tensorboard_command(_link_runs(runs, scratch), host, port)
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            preexec_fn=functools.partial(die_with_parent, os.getpid()),
+        )
         try:
             url = _wait_until_it_answers(host, process, output)
             yield TensorBoardServer(url, process, output)

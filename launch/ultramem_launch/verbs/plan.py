@@ -43,6 +43,7 @@ def plan(
     Example: ultramem plan quickstart memory.value_dim=128 --cluster dgx-a100-80g:2 --explain
     """
     from ultramem_launch.configs import load_config
+    from ultramem_megatron.files import check_can_write
     from ultramem_megatron.planning import report
     from ultramem_megatron.planning.choose import choose_plan
     from ultramem_megatron.planning.cluster import parse_cluster
@@ -50,6 +51,8 @@ def plan(
     from ultramem_megatron.planning.skew import check_exponent
     from ultramem_megatron.planning.staleness import stale_warning
 
+    if save is not None:
+        check_can_write(save)
     machines = parse_cluster(cluster)
     settings = load_config(config, overrides or [])
     chosen = choose_plan(settings, machines, cost_model=_cost_model(model), zipf_exponent=check_exponent(skew))

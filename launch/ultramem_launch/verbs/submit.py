@@ -52,8 +52,8 @@ def submit(
 
     Exit status: 0 submitted, 2 refused, with the reason. That of the job, which starts again after 1, 75, 80, 83, 84
     and 85 as long as it gets further: 0 finished, 1 failed, 2 bad_input, 75 preempted, 80 hung, 81 diverged,
-    82 out_of_disk, 83 bad_node, 84 node_lost, 85 not_met. RUN_DIR/status.json says why; launch/README.md says what to
-    do.
+    82 out_of_disk, 83 bad_node, 84 node_lost, 85 not_met, 130 interrupted. RUN_DIR/status.json says why;
+    launch/README.md says what to do.
 
     Example: ultramem submit quickstart --nodes 2 --tasks-per-node 2 --run-dir runs/first
     """

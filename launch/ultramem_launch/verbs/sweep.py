@@ -39,7 +39,7 @@ def sweep(
     """
     from ultramem_launch.configs import load_config
     from ultramem_launch.progress import show_progress
-    from ultramem_megatron.files import write_text
+    from ultramem_megatron.files import check_can_write, write_text
     from ultramem_megatron.planning.cluster import parse_cluster
     from ultramem_megatron.planning.sweep import Axes, check_axes
     from ultramem_megatron.planning.sweep import sweep as rows_of
@@ -47,6 +47,8 @@ def sweep(
     lists = {"nodes": nodes, "parallel_sizes": parallel_sizes, "tokens": tokens, "top_m": top_m, "value_dim": value_dim}
     axes = Axes(**{name: _numbers(name, text) for name, text in lists.items()})
     check_axes(axes)
+    if csv_file is not None:
+        check_can_write(csv_file)
     rows = []
     with show_progress() as show:
         show(f"{axes.size} points", 0.0)

@@ -9,7 +9,10 @@ PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15  # linux/prctl.h
 
 
 def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
-    """Have this process killed (or sent another signal) when ``parent`` ends: a launcher killed with SIGKILL cannot end its ranks."""
+    """Have this process killed, or sent another signal, when ``parent`` ends.
+
+    A launcher that is killed with SIGKILL cannot end its ranks.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
         if os.getppid() != parent:  # it was killed before the kernel knew
