@@ -14,11 +14,12 @@ from megatron.core.optimizer import ChainedOptimizer
 from torch.distributed.checkpoint.api import CheckpointException
 
 from ultramem_megatron.checkpoint.content import logical_digests, sharded_state, weights_state
+from ultramem_megatron.checkpoint.describe import OPTIMIZER
 from ultramem_megatron.checkpoint.integrity import changed_files, compare_digests, describe_damage
 from ultramem_megatron.checkpoint.manifest import Manifest
-from ultramem_megatron.config.load import to_plain
-from ultramem_megatron.config.run import RunConfig
+from ultramem_megatron.checkpoint.stored import TABLE_SUFFIX
 from ultramem_megatron.errors import CheckpointError
+from ultramem_megatron.optim.stored import load_state, rounded_moments
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
@@ -80,10 +81,20 @@ def load_checkpoint(
         chunk.module.load_state_dict(loaded["model"][f"chunk_{index}"])
     weights = logical_digests(weights_state([chunk.module for chunk in ddp]))
     compare_digests(folder, manifest, weights)  # now: the optimizer writes its own copy of the parameters over them
-    optimizer.load_state_dict(loaded["optimizer"])
+    load_state(optimizer, loaded["optimizer"])
     del loaded
     state = logical_digests(sharded_state(ddp, optimizer, loading=False))
-    compare_digests(folder, manifest, {name: digest for name, digest in state.items() if name not in weights})
+    rounded = rounded_moments(optimizer, manifest.config.get("optimizer", {}))
+    unlike = tuple(f"{OPTIMIZER}state.{moment}." for moment in rounded)
+    compare_digests(
+        folder,
+        manifest,
+        {
+            name: digest
+            for name, digest in state.items()
+            if name not in weights and not (name.startswith(unlike) and name.endswith(TABLE_SUFFIX))
+        },
+    )
 
 
 def load_weights(folder: Path, manifest: Manifest, chunks: Sequence[GPTModel]) -> None:
@@ -96,37 +107,3 @@ def load_weights(folder: Path, manifest: Manifest, chunks: Sequence[GPTModel]) -
     for index, chunk in enumerate(chunks):
         chunk.load_state_dict(loaded["model"][f"chunk_{index}"])
     compare_digests(folder, manifest, logical_digests(weights_state(chunks)))
-
-
-# what gives the weights their shapes and meaning; layout, schedule and batch may change between runs, and so may the
-# number of picks, with which a trained memory can be read more sparsely or more densely
-_IDENTITY = {
-    "model": (
-        *("layers", "hidden", "ffn_hidden", "heads", "vocab_size", "gated_mlp", "tie_embeddings"),
-        *("norm_epsilon", "rope_base", "experts", "experts_per_token", "expert_ffn_hidden"),
-    ),
-    "memory": (
-        *("spans", "keys_per_side", "heads", "heads_per_query", "key_dim", "value_dim", "tucker_rank"),
-        *("cores", "expansion", "query_conv_kernel", "normalize_keys", "shuffle_seed"),
-        *("key_layout", "pre_value_dim", "softmax"),
-    ),
-}
-
-
-def check_same_model(folder: Path, manifest: Manifest, config: dict[str, Any]) -> None:
-    """Refuse a checkpoint of another model.
-
-    Raises:
-        CheckpointError: Names the first setting that differs, with both values.
-    """
-    compared = [("memory", "variant"), *(("model", name) for name in _IDENTITY["model"])]
-    if config["memory"]["variant"] != "none":
-        compared += [("memory", name) for name in _IDENTITY["memory"]]
-    before = to_plain(RunConfig())  # a checkpoint from before a setting existed has what is its default now
-    for section, name in compared:
-        there, here = manifest.config.get(section, {}).get(name, before[section][name]), config[section][name]
-        if there != here:
-            raise CheckpointError(
-                f"checkpoint {folder} is of another model: {section}.{name} = {there} there and {here} here; "
-                "use the run's own config, or another run folder"
-            )
