@@ -14,25 +14,7 @@ CASE, SCRATCH = "case", "scratch"
 OURS, FOREIGN = "ours", "foreign"
 LIMIT_SECONDS = 120.0
 VOCABULARY = 320
-WORDS = [
-    "ash",
-    "birch",
-    "cedar",
-    "elm",
-    "fir",
-    "hazel",
-    "larch",
-    "maple",
-    "oak",
-    "pine",
-    "rowan",
-    "spruce",
-    "yew",
-    "alder",
-    "aspen",
-    "beech",
-    "box",
-]
+WORDS = ("ash", "birch", "cedar", "elm", "fir", "hazel", "larch", "maple", "oak", "pine", "rowan", "spruce", "yew")
 SETTINGS = (
     f"model.vocab_size={VOCABULARY}",
     "data.synthetic=false",

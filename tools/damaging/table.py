@@ -9,6 +9,7 @@ from damaging.verdict import Row, Verdict
 LETTERS = {
     Verdict.REFUSED: "r",
     Verdict.NAMED: "n",
+    Verdict.TOLD: "t",
     Verdict.SAME: ".",
     Verdict.SILENT: "S",
     Verdict.UNNOTICED: "U",

@@ -6,19 +6,24 @@ from pathlib import Path
 
 from damaging.calls import Ended
 from damaging.damages import Damage
+from damaging.stage import DATA
 from damaging.verbs import Verb
 from ultramem_launch import exit_codes
 
 LONGEST_QUOTE = 400
+HINT = "ultramem data verify"
+"""Stands where a start says which files of data it has not read whole."""
 
 
 class Verdict(StrEnum):
-    """The first three are right."""
+    """The first four are right."""
 
     REFUSED = "refused"
     """In one paragraph, with the exit status of bad input."""
     NAMED = "named"
     """It went on without the file, or with the one before it, and said so."""
+    TOLD = "told"
+    """It took a file of data, gave something else, and said that it had not compared it with its hash."""
     SAME = "same"
     """What it gave is what it gives without damage: it does not read the file, or has made it anew."""
     SILENT = "silent"
@@ -32,7 +37,7 @@ class Verdict(StrEnum):
 
     @property
     def is_fault(self) -> bool:
-        return self not in (Verdict.REFUSED, Verdict.NAMED, Verdict.SAME)
+        return self not in (Verdict.REFUSED, Verdict.NAMED, Verdict.TOLD, Verdict.SAME)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +80,9 @@ def judge(verb: Verb, file: str, ended: Ended, result: str, undamaged: str) -> V
         return Verdict.UNNOTICED
     if result == undamaged:
         return Verdict.SAME
-    return Verdict.NAMED if is_named(file, ended) else Verdict.SILENT
+    if is_named(file, ended):
+        return Verdict.NAMED
+    return Verdict.TOLD if file.startswith(f"{DATA}/") and HINT in ended.out + ended.err else Verdict.SILENT
 
 
 def is_named(file: str, ended: Ended) -> bool:
