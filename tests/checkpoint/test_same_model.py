@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ultramem_megatron.checkpoint.load import check_same_model
 from ultramem_megatron.checkpoint.manifest import Manifest
+from ultramem_megatron.checkpoint.settings import check_same_model
 from ultramem_megatron.errors import CheckpointError
 
 FOLDER = Path("runs/a/checkpoints/step_00000004")

@@ -15,14 +15,14 @@ from megatron.core.optimizer import ChainedOptimizer
 from torch.distributed.checkpoint.api import CheckpointException
 
 from ultramem_megatron.checkpoint.content import logical_digests, sharded_state, weights_state
+from ultramem_megatron.checkpoint.describe import OPTIMIZER
 from ultramem_megatron.checkpoint.integrity import changed_files, compare_digests, describe_damage
 from ultramem_megatron.checkpoint.loadable import COMMON, check_loadable
 from ultramem_megatron.checkpoint.manifest import Manifest
-from ultramem_megatron.checkpoint.names import shown
 from ultramem_megatron.checkpoint.safe_load import PlainCommon, plain_reader, without_objects
-from ultramem_megatron.config.load import to_plain
-from ultramem_megatron.config.run import RunConfig
+from ultramem_megatron.checkpoint.stored import TABLE_SUFFIX
 from ultramem_megatron.errors import CheckpointError
+from ultramem_megatron.optim.stored import load_state, rounded_moments
 from ultramem_megatron.parallel.agree import on_first_rank
 
 
@@ -93,14 +93,19 @@ def load_checkpoint(
     compare_digests(folder, manifest, weights)  # now: the optimizer writes its own copy of the parameters over them
     _fill_optimizer(folder, optimizer, loaded)
     del loaded
+    # the weights again, as the optimizer has them now; moments that are kept in fewer bits than there are others
+    rounded = rounded_moments(optimizer, manifest.config.get("optimizer", {}))
+    unlike = tuple(f"{OPTIMIZER}state.{moment}." for moment in rounded)
     state = logical_digests(sharded_state(ddp, optimizer, loading=False))
-    compare_digests(folder, manifest, {name: digest for name, digest in state.items() if name not in weights})
-    compare_digests(folder, manifest, state)  # the weights again, as the optimizer has them now
+    same = {
+        name: digest for name, digest in state.items() if not (name.startswith(unlike) and name.endswith(TABLE_SUFFIX))
+    }
+    compare_digests(folder, manifest, same)
 
 
 def _fill_optimizer(folder: Path, optimizer: ChainedOptimizer, loaded: dict[str, Any]) -> None:
     try:
-        optimizer.load_state_dict(loaded["optimizer"])
+        load_state(optimizer, loaded["optimizer"])
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
         # its tensors were asked for by this run; what else there is, a file says, which is the same on all ranks
         reason = f"{COMMON} does not hold the settings of this run's optimizer ({error!r})"
@@ -117,37 +122,3 @@ def load_weights(folder: Path, manifest: Manifest, chunks: Sequence[GPTModel]) -
     for index, chunk in enumerate(chunks):
         chunk.load_state_dict(loaded["model"][f"chunk_{index}"])
     compare_digests(folder, manifest, logical_digests(weights_state(chunks)))
-
-
-# what gives the weights their shapes and meaning; layout, schedule and batch may change between runs, and so may the
-# number of picks, with which a trained memory can be read more sparsely or more densely
-_IDENTITY = {
-    "model": (
-        *("layers", "hidden", "ffn_hidden", "heads", "vocab_size", "gated_mlp", "tie_embeddings"),
-        *("norm_epsilon", "rope_base", "experts", "experts_per_token", "expert_ffn_hidden"),
-    ),
-    "memory": (
-        *("spans", "keys_per_side", "heads", "heads_per_query", "key_dim", "value_dim", "tucker_rank"),
-        *("cores", "expansion", "query_conv_kernel", "normalize_keys", "shuffle_seed"),
-        *("key_layout", "pre_value_dim", "softmax"),
-    ),
-}
-
-
-def check_same_model(folder: Path, manifest: Manifest, config: dict[str, Any]) -> None:
-    """Refuse a checkpoint of another model.
-
-    Raises:
-        CheckpointError: Names the first setting that differs, with both values.
-    """
-    compared = [("memory", "variant"), *(("model", name) for name in _IDENTITY["model"])]
-    if config["memory"]["variant"] != "none":
-        compared += [("memory", name) for name in _IDENTITY["memory"]]
-    before = to_plain(RunConfig())  # a checkpoint from before a setting existed has what is its default now
-    for section, name in compared:
-        there, here = manifest.config.get(section, {}).get(name, before[section][name]), config[section][name]
-        if there != here:
-            raise CheckpointError(
-                f"checkpoint {folder} is of another model: {section}.{name} = {shown(there)} there and {here} here; "
-                "use the run's own config, or another run folder"
-            )

@@ -4,7 +4,9 @@ import json
 import logging
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 EVENTS_FILE = "events.jsonl"
@@ -20,17 +22,18 @@ class EventLog:
         if reports and (torn := _torn_lines(self._path)):
             logger.warning("%s: line(s) %s are torn, and passed over", self._path, ", ".join(map(str, torn)))
 
-    def write(self, step: int, event: str, words: str) -> None:
-        """Append ``{"time", "step", "event", "words"}``.
+    def write(self, step: int, event: str, words: str, details: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Append ``{"time", "step", "event", "words"}`` and the details.
 
         Args:
             step: Steps done.
             event: A short name, such as ``bad_step``.
             words: One sentence.
+            details: What it says, as plain values for programs.
         """
         if not self._reports:
             return
-        record = {"time": round(time.time(), 3), "step": step, "event": event, "words": words}
+        record = {"time": round(time.time(), 3), "step": step, "event": event, "words": words, **details}
         with self._path.open("ab+") as lines:
             lines.write(_end_of_torn_line(lines) + json.dumps(record).encode() + b"\n")
         print(f"{event}: {words}", flush=True)

@@ -51,6 +51,10 @@ class RateSchedule(OptimizerParamScheduler):
         """Set the rates of optimizer step ``step``, counted from 1; any step may follow any other."""
         self.step(step - self.num_steps)
 
-    def rate(self, *, values: bool) -> float:
-        """Present learning rate of the value tables or of the rest."""
-        return self.get_lr({VALUE_RATE: None} if values else {})
+    def rate(self, *, values: bool) -> float | None:
+        """Learning rate of the value tables or of the rest, read from the optimizer that steps with it.
+
+        None where there are no tables.
+        """
+        groups = [group for group in self.optimizer.param_groups if (VALUE_RATE in group) is values]
+        return float(groups[0]["lr"]) if groups else None

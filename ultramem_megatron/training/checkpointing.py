@@ -9,9 +9,10 @@ from types import MappingProxyType
 import torch.distributed as dist
 
 from ultramem_megatron.checkpoint.disk import names_full_disk
-from ultramem_megatron.checkpoint.load import check_files, check_same_model, load_checkpoint
+from ultramem_megatron.checkpoint.load import check_files, load_checkpoint
 from ultramem_megatron.checkpoint.manifest import Manifest
 from ultramem_megatron.checkpoint.save import Saved, Saver, package_versions
+from ultramem_megatron.checkpoint.settings import check_same_model
 from ultramem_megatron.checkpoint.store import find_newest
 from ultramem_megatron.config.load import to_plain
 from ultramem_megatron.config.run import RunConfig
@@ -160,7 +161,7 @@ def _pass_over(folder: Path, error: CheckpointError, damaged: dict[Path, str]) -
     damaged[folder] = str(error)
 
 
-def resume(state: TrainState, start: Start, root: Path, data_fingerprint: str) -> Path:
+def resume(state: TrainState, start: Start, root: Path, data_fingerprint: str) -> Start:
     """Put the run where a checkpoint left it. Collective over the world.
 
     Args:
@@ -170,7 +171,7 @@ def resume(state: TrainState, start: Start, root: Path, data_fingerprint: str) -
         data_fingerprint: Of the run's training samples.
 
     Returns:
-        The folder of the checkpoint.
+        The checkpoint: of what ``find_start`` gives, the first that could be loaded.
 
     Raises:
         CheckpointError: No checkpoint is usable.
@@ -200,4 +201,4 @@ def resume(state: TrainState, start: Start, root: Path, data_fingerprint: str) -
         bad_in_a_row=manifest.bad_in_a_row,
         skipped_samples=list(manifest.skipped_samples),
     )
-    return folder
+    return folder, manifest

@@ -37,9 +37,12 @@ class WayBack:
             start = find_start(state.config, self.root, worn)
             if start is None:
                 return None
-            folder = resume(state, start, self.root, self.data_fingerprint)
+            folder, _ = resume(state, start, self.root, self.data_fingerprint)
         except CheckpointError as error:
-            raise DivergedError(f"step {bad_step} is bad, and there is nothing to go back to: {error}") from error
+            raise DivergedError(
+                f"step {bad_step} is bad, and there is nothing to go back to: {error}. A new start "
+                "takes the newest checkpoint again: give it a lower optimizer.learning_rate or other data"
+            ) from error
         self.returns[folder] = self.returns.get(folder, 0) + 1
         left_out = _left_out(state, first)
         # what is known now was not when that checkpoint was written

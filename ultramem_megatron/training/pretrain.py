@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from ultramem_megatron.checkpoint.settings import ChangedSetting, changed_settings
 from ultramem_megatron.checkpoint.store import remove_leftovers
 from ultramem_megatron.config.folders import with_whole_paths
-from ultramem_megatron.config.load import to_yaml
+from ultramem_megatron.config.load import to_plain, to_yaml
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.data.dataset import open_training_data, open_validation_data
 from ultramem_megatron.data.token_source import TokenSource
@@ -69,12 +70,16 @@ def pretrain(
     validation_data = open_validation_data(config) if config.training.eval_interval else {}
     groups = build_run_groups(config, plan, device)
     state = build_train_state(config, plan, groups)
+    changes: list[ChangedSetting] = []
     if start is not None:
-        folder = resume(state, start, run_dir / CHECKPOINTS, training_data.fingerprint)
+        folder, manifest = resume(state, start, run_dir / CHECKPOINTS, training_data.fingerprint)
+        changes = changed_settings(folder, manifest, to_plain(config), run_dir / CHECKPOINTS)
         if dist.get_rank() == 0:
             print(f"resumed from {folder}: step {state.step} of {config.training.steps}", flush=True)
     write_run_files(config, plan, run_dir)
     events = EventLog(run_dir, reports=dist.get_rank() == 0)
+    for change in changes:
+        events.write(state.step, "changed_setting", str(change), change.as_record())
     way_back = WayBack(run_dir / CHECKPOINTS, training_data.fingerprint)
     with _open_watchdog(config, run_dir, end_hung) as watchdog, WorkMeter(device) as meter:
         while True:

@@ -36,11 +36,12 @@ class ReportSteps(Hook):
             catalogue.LOSS.name: result.loss,
             catalogue.GRADIENT_NORM.name: result.gradient_norm,
             catalogue.LEARNING_RATE.name: result.learning_rate,
-            catalogue.VALUE_LEARNING_RATE.name: result.value_learning_rate,
             catalogue.CONSUMED_SAMPLES.name: state.consumed_samples,
             catalogue.CONSUMED_TOKENS.name: state.consumed_tokens,
             **self.throughput.finish(),
         }
+        if result.value_learning_rate is not None:
+            values[catalogue.VALUE_LEARNING_RATE.name] = result.value_learning_rate
         self.publisher.publish(result.step, values)
 
 

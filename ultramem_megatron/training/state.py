@@ -86,6 +86,8 @@ class StepResult:
     gradient_norm: float
     """Of all parameters together, before clipping."""
     learning_rate: float
-    value_learning_rate: float
+    """Of the dense parameters, as the optimizer had it in this step."""
+    value_learning_rate: float | None
+    """Of value tables; None without them."""
     bad: str = ""
     """Why nothing was updated; empty for a good step."""

@@ -47,11 +47,13 @@ def train_step(state: TrainState, micro_batches: list[Batch]) -> StepResult:
         return not reasons[0]
 
     gradient_norm = step_if(state.optimizer, is_good)
+    learning_rate = state.schedule.rate(values=False)
+    assert learning_rate is not None, "every model has dense parameters"
     result = StepResult(
         step=step,
         loss=loss,
         gradient_norm=gradient_norm,
-        learning_rate=state.schedule.rate(values=False),
+        learning_rate=learning_rate,
         value_learning_rate=state.schedule.rate(values=True),
         bad=reasons[0],
     )
@@ -76,7 +78,8 @@ def _act(state: TrainState, result: StepResult) -> None:
     if guard.bad_steps > settings.max_bad_steps:
         raise DivergedError(
             f"step {result.step}: {result.bad}; resilience.max_bad_steps = {settings.max_bad_steps} steps were bad "
-            "before. The last checkpoint is kept; go on from it with a lower learning rate or other data"
+            "before. The last checkpoint is kept: go on from it, by the same command, with a lower "
+            "optimizer.learning_rate or other data"
         )
     if settings.bad_step is BadStep.ROLL_BACK:
         raise GoBack(result)
