@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ultramem_megatron.checkpoint.names import shown, why_not_inside
+from ultramem_megatron.data.identity import DataIdentity
 from ultramem_megatron.errors import CheckpointError
 
 MANIFEST = "manifest.json"
@@ -39,7 +40,9 @@ class Manifest(BaseModel):
     consumed_samples: Count
     consumed_tokens: Count
     data_fingerprint: Text
-    """Of the training samples and their order."""
+    """Of the training samples and their order; one hash of ``data``, if that is there."""
+    data: DataIdentity | None = None
+    """What was trained on; None: written before contents were hashed, and the fingerprint is of the order alone."""
     world_size: Count
     plan: dict[str, Any]
     plan_hash: Text

@@ -49,8 +49,8 @@ def check_same_model(folder: Path, manifest: Manifest, config: dict[str, Any]) -
     for change in _differences(manifest.config, config):
         if change.what is AtResume.REFUSED:
             raise CheckpointError(
-                f"checkpoint {folder} is of another model: {change.field} = {shown(change.old)} there and {change.new} here; "
-                "use the run's own config, or another run folder"
+                f"checkpoint {folder} is of another model: {change.field} = {shown(change.old)} there and {change.new} "
+                "here; use the run's own config, or another run folder"
             )
 
 

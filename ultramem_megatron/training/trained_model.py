@@ -11,13 +11,14 @@ from torch import Tensor
 
 from ultramem_megatron.checkpoint.load import check_files, load_weights
 from ultramem_megatron.checkpoint.manifest import Manifest
+from ultramem_megatron.checkpoint.same_data import check_same_tokenizer
 from ultramem_megatron.checkpoint.store import find_newest
 from ultramem_megatron.config.folders import found_for
 from ultramem_megatron.config.load import load_run_config
 from ultramem_megatron.config.memory import PartitionName
 from ultramem_megatron.config.parallelism import ParallelismConfig
 from ultramem_megatron.config.run import RunConfig
-from ultramem_megatron.data.dataset import open_tokenizer
+from ultramem_megatron.data.dataset import open_fitting_tokenizer
 from ultramem_megatron.data.progress import Progress, silent
 from ultramem_megatron.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from ultramem_megatron.errors import CheckpointError, DataError
@@ -111,18 +112,20 @@ def open_trained_model(run_dir: Path, device: torch.device) -> TrainedModel:
     """The newest checkpoint of a run, on this process alone.
 
     Raises:
-        CheckpointError: The folder holds no run, or the run no checkpoint.
+        CheckpointError: The folder holds no run, or the run no checkpoint, or it had another tokenizer.
+        DataError: The tokenizer is missing, or has tokens that the model has not.
     """
     config = alone(load_settings(run_dir))
+    tokenizer = _tokenizer_of(run_dir, config)
     plan = choose_plan(config, BOUNDLESS)
     groups = build_run_groups(config, plan, device)
     chunks = build_model_chunks(config, plan, groups, transformer_config(config))
-    manifest = load_newest(run_dir, chunks)
-    tokenizer = _tokenizer_of(run_dir, config)
+    folder, manifest = load_newest(run_dir, chunks)
+    check_same_tokenizer(folder, manifest, Path(config.data.folder))
     return TrainedModel(chunks[0].eval(), tokenizer, config, manifest, device)
 
 
-def load_newest(run_dir: Path, chunks: Sequence[UltraMemModel]) -> Manifest:
+def load_newest(run_dir: Path, chunks: Sequence[UltraMemModel]) -> tuple[Path, Manifest]:
     """Fill the weights from the newest good checkpoint; as a resume does, name damaged ones and pass them over."""
     damaged: dict[Path, str] = {}
     while True:
@@ -132,7 +135,7 @@ def load_newest(run_dir: Path, chunks: Sequence[UltraMemModel]) -> Manifest:
         try:
             check_files(*found)
             load_weights(*found, chunks)
-            return found[1]
+            return found
         except CheckpointError as error:
             logger.warning("%s", error)
             damaged[found[0]] = str(error)
@@ -157,7 +160,7 @@ def _tokenizer_of(run_dir: Path, config: RunConfig) -> Tokenizer:
             f"{path} does not exist, and run {run_dir} was trained with it; put the data folder back, or name its "
             f"place as data.folder in {run_dir}/config.yaml"
         )
-    return open_tokenizer(path.parent)
+    return open_fitting_tokenizer(config)
 
 
 def alone(config: RunConfig) -> RunConfig:
