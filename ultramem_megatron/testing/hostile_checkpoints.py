@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
 from ultramem_megatron.checkpoint.manifest import list_files
 from ultramem_megatron.files import sha256_of, write_json
@@ -148,7 +148,10 @@ def _edit_first(**changes: Any) -> Callable[[Path], None]:
 
 
 def _write(name: str, content: bytes) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes(content) and None
+    def harm(folder: Path) -> None:
+        (folder / name).write_bytes(content)
+
+    return harm
 
 
 def _list_file(name: str, size: int = 5) -> Callable[[Path], None]:
@@ -245,11 +248,14 @@ def _grow_name(listed: Metadata) -> None:
 
 def _foreign_shape(listed: Metadata) -> None:
     entry = listed.state_dict_metadata["output_layer.weight"]
+    assert isinstance(entry, TensorStorageMetadata)
     entry.size = torch.Size([7, *entry.size[1:]])
 
 
 def _foreign_sizes(listed: Metadata) -> None:
-    object.__setattr__(listed.state_dict_metadata["output_layer.weight"].chunks[0], "sizes", ("a", None))
+    entry = listed.state_dict_metadata["output_layer.weight"]
+    assert isinstance(entry, TensorStorageMetadata)
+    object.__setattr__(entry.chunks[0], "sizes", ("a", None))
 
 
 LIST, COMMON, MANIFEST = r"\.metadata", r"common\.pt", r"manifest\.json"
