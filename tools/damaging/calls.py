@@ -108,6 +108,8 @@ def _live(arguments: list[str], out: Path, err: Path, folder: Path) -> NoReturn:
             signal.signal(number, signal.SIG_DFL)
         for target, path in ((0, Path(os.devnull)), (1, out), (2, err)):
             os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), target)
+        # whoever forks may have put objects of its own there
+        sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
         os.chdir(folder)
         os.environ["TMPDIR"] = str(out.parent)
         sys.argv = ["ultramem", *arguments]
