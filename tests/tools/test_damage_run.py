@@ -1,9 +1,8 @@
 """tools/damage_run: what it does to files, what it thinks of what verbs do, and some cases of a real run."""
 
-import json
-import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -12,7 +11,9 @@ TOOLS = Path(__file__).parents[2] / "tools"
 sys.path.insert(0, str(TOOLS))  # as it is for a script started there
 
 from damaging.calls import Ended, call  # noqa: E402
+from damaging.cases import Cases, choose  # noqa: E402
 from damaging.damages import Damage, counterpart, damaged  # noqa: E402
+from damaging.stage import Stage  # noqa: E402
 from damaging.table import as_text  # noqa: E402
 from damaging.verbs import Verb  # noqa: E402
 from damaging.verdict import Row, Verdict, judge  # noqa: E402
@@ -100,7 +101,7 @@ def test_the_table() -> None:
         Row("run/a", Damage.DELETED, "info", Verdict.SAME, 0, 1.0, ""),
     ]
     lines = as_text(rows).splitlines()
-    assert lines[3:5] == ["file   resume     info", "run/a  r S           ."]
+    assert lines[3:5] == ["file   resume  info", "run/a  r S        ."]
     assert lines[-2:] == [
         "silent: resume with run/a zeroed: step 8",
         "3 cases: 1 refused, 0 named, 0 told, 1 same, 1 silent, 0 unnoticed, 0 traceback, 0 failed, 0 hung; 1 faults",
@@ -114,20 +115,28 @@ def test_a_call(tmp_path: Path) -> None:
     assert call(["info", "nothing.yaml"], tmp_path / "scratch", 0, folder=tmp_path).hung
 
 
+@pytest.fixture(scope="module")
+def stage(megatron: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Stage:
+    """A run of four steps, and its data."""
+    stage = Stage(tmp_path_factory.mktemp("stage"))
+    stage.prepare(foreign=False)
+    return stage
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="forks, on the CPU backend")
-def test_some_cases(tmp_path: Path) -> None:
+def test_some_cases(stage: Stage) -> None:
     """A part of the whole, which `tools/damage_run` does in a quarter of an hour."""
-    part = ["--only", "step_00000004/__0_0", "step_00000004/manifest", "alpha/train.bin", "run/metrics"]
-    part += ["--damage", "truncated", "deleted", "--verb", "resume", "checkpoint verify", "generate", "data info"]
-    command = [sys.executable, str(TOOLS / "damage_run"), *part, "--json", str(tmp_path / "result.json")]
-    done = subprocess.run([*command, "--folder", str(tmp_path)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    cases = json.loads((tmp_path / "result.json").read_text())["cases"]
-    verdicts = {(Path(case["file"]).name, case["damage"], case["verb"]): case["verdict"] for case in cases}
-    assert {verdicts["__0_0.distcp", damage, "checkpoint verify"] for damage in ("truncated", "deleted")} == {"refused"}
-    assert {verdicts["__0_0.distcp", damage, "resume"] for damage in ("truncated", "deleted")} == {"same"}
-    assert {verdicts["train.bin", damage, "resume"] for damage in ("truncated", "deleted")} == {"refused"}
-    again = subprocess.run([*command, "--folder", str(tmp_path)], capture_output=True, text=True)
-    assert again.stdout == done.stdout
-    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == len(cases), "none was done twice"
+    files = ["step_00000004/__0_0.", "alpha/train.bin"]
+    verbs = ["resume", "checkpoint verify", "data info"]
+    chosen = choose(stage, files, verbs, ["truncated", "deleted"])
+    cases = Cases(stage, 60)
+    rows = {(Path(row.file).name, row.damage, row.verb): row for row in map(cases.run, chosen)}
+    assert [row for row in rows.values() if row.verdict.is_fault] == []
+    for damage in (Damage.TRUNCATED, Damage.DELETED):
+        assert rows["__0_0.distcp", damage, "checkpoint verify"].verdict is Verdict.REFUSED
+        assert rows["__0_0.distcp", damage, "resume"].verdict is Verdict.SAME, "from the checkpoint before"
+        assert rows["train.bin", damage, "resume"].verdict is Verdict.REFUSED
+    again = Cases(stage, 60)
+    assert list(again.open_ones(chosen, again=True)) == [], "results are kept"
+    assert again.done(chosen) == list(rows.values())

@@ -76,6 +76,8 @@ def call(arguments: list[str], scratch: Path, limit_seconds: float, *, folder: P
     pid = os.fork()
     if pid == 0:
         _live(arguments, out, err, folder)
+    with contextlib.suppress(OSError):  # both do it, as either may be first
+        os.setpgid(pid, pid)
     status, hung = _wait(pid, out, began + limit_seconds, until)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)  # what it may have left behind
@@ -95,7 +97,8 @@ def _wait(pid: int, out: Path, deadline: float, until: str) -> tuple[int, bool]:
             asked = True
         if not hung and time.monotonic() > deadline:
             hung = True
-            os.killpg(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it may just have ended
+                os.killpg(pid, signal.SIGKILL)
         time.sleep(POLL_SECONDS)
 
 
@@ -103,11 +106,14 @@ def _live(arguments: list[str], out: Path, err: Path, folder: Path) -> NoReturn:
     """The life of a fork; what stands on the stack is its parent's, so it never returns."""
     status = 1
     try:
-        os.setpgid(0, 0)
+        with contextlib.suppress(OSError):
+            os.setpgid(0, 0)
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signal.SIG_DFL)
         for target, path in ((0, Path(os.devnull)), (1, out), (2, err)):
             os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), target)
+        # whoever forks may have put objects of its own there
+        sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
         os.chdir(folder)
         os.environ["TMPDIR"] = str(out.parent)
         sys.argv = ["ultramem", *arguments]

@@ -31,9 +31,9 @@ class Stage:
     def __init__(self, folder: Path) -> None:
         self.folder, self.case, self.scratch = folder, folder / CASE, folder / SCRATCH
 
-    def prepare(self) -> None:
-        """Train what is to be damaged, and what is put in its place."""
-        for name, seed in ((OURS, 1), (FOREIGN, 2)):
+    def prepare(self, *, foreign: bool = True) -> None:
+        """Train what is to be damaged and, if ``foreign``, what is put in its place."""
+        for name, seed in ((OURS, 1), (FOREIGN, 2))[: 1 + foreign]:
             if not (self.folder / name).is_dir():
                 self._train(seed)
                 self.case.rename(self.folder / name)
