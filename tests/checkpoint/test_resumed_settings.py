@@ -14,6 +14,7 @@ from ultramem_megatron.checkpoint.settings import changed_settings
 from ultramem_megatron.config.at_resume import AT_RESUME, AtResume
 from ultramem_megatron.config.load import to_plain
 from ultramem_megatron.config.run import RunConfig
+from ultramem_megatron.data.identity import DataIdentity
 from ultramem_megatron.planning.cluster import local_cluster
 from ultramem_megatron.testing.distributed import run_distributed
 from ultramem_megatron.testing.settings import CONFIG_IS_READ, DATA, OF_EXPERTS, PLANNED, REPORTED, changed
@@ -48,6 +49,8 @@ RATES = [
     *("value_lr_multiplier", "value_lr_decay_fraction"),
 ]
 
+DATA = DataIdentity(seed=1, seq_length=32)
+
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
@@ -79,7 +82,7 @@ def batches_of(state: Any) -> Any:
 def saver_of(state: Any) -> Any:
     from ultramem_megatron.training.checkpointing import SaveCheckpoints
 
-    return SaveCheckpoints(Path("nowhere"), "", state).saver
+    return SaveCheckpoints(Path("nowhere"), DATA, state).saver
 
 
 def take_steps(state: Any, count: int) -> list[Any]:
@@ -107,7 +110,7 @@ def save(root: Path, config: RunConfig) -> Any:
     from ultramem_megatron.training.checkpointing import SaveCheckpoints
 
     state = build(config)
-    saves = SaveCheckpoints(root, "", state)
+    saves = SaveCheckpoints(root, DATA, state)
     take_steps(state, SAVED_STEP)
     saves.on_exit(state)
     return state

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from ultramem_megatron.config.run import RunConfig
+from ultramem_megatron.data.identity import DataIdentity
 from ultramem_megatron.testing.distributed import run_distributed
 from ultramem_megatron.testing.tiny import tiny_config
 
@@ -21,6 +22,8 @@ pytestmark = [
 ]
 
 SAVED_STEP = 2
+
+DATA = DataIdentity(seed=1, seq_length=32)
 
 
 NUMBER_WISE = ("memory.partition=number_wise", "memory.parallel_size=2")
@@ -43,7 +46,7 @@ def train_and_save(config: RunConfig, root: Path) -> Seen:
     from ultramem_megatron.training.checkpointing import SaveCheckpoints
 
     state, batches = build(config)
-    saves = SaveCheckpoints(root, "data", state)
+    saves = SaveCheckpoints(root, DATA, state)
     take_steps(state, batches, SAVED_STEP)
     saves.on_exit(state)
     assert psutil.Process().children() == [], "a process left behind by a save would outlive a rank that is killed"

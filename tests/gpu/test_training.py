@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ultramem_megatron.config.run import RunConfig
+from ultramem_megatron.data.identity import DataIdentity
 from ultramem_megatron.testing.tiny import tiny_config
 
 if TYPE_CHECKING:  # these import megatron-core
@@ -20,6 +21,8 @@ pytestmark = pytest.mark.gpu
 
 STEPS = 5
 CONFIG = tiny_config()
+
+DATA = DataIdentity(seed=1, seq_length=32)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +90,7 @@ def test_a_resumed_run_goes_on_as_it_would_have(groups: "Groups", tmp_path: Path
     from ultramem_megatron.training.checkpointing import SaveCheckpoints, find_start, resume
 
     state = fresh_state(CONFIG, groups)
-    saves = SaveCheckpoints(tmp_path, "data", state)
+    saves = SaveCheckpoints(tmp_path, DATA, state)
     take_steps(state, 2)
     saves.on_exit(state)
     saved = weights(state)

@@ -142,6 +142,7 @@ AT_RESUME: dict[str, Rule] = {
     "data.folder": Rule(AtResume.TAKES_EFFECT, FILES),
     "data.sources": Rule(AtResume.TAKES_EFFECT, FILES),
     "data.synthetic": EFFECT,
+    "data.allow_change": EFFECT,
     "checkpoint.interval": EFFECT,
     "checkpoint.keep": EFFECT,
     "checkpoint.async_save": EFFECT,
