@@ -148,7 +148,10 @@ def _edit_first(**changes: Any) -> Callable[[Path], None]:
 
 
 def _write(name: str, content: bytes) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes(content) and None
+    def harm(folder: Path) -> None:
+        (folder / name).write_bytes(content)
+
+    return harm
 
 
 def _list_file(name: str, size: int = 5) -> Callable[[Path], None]:
@@ -243,12 +246,12 @@ def _grow_name(listed: Metadata) -> None:
     listed.state_dict_metadata["a\x1b[2J"] = next(iter(listed.state_dict_metadata.values()))
 
 
-def _foreign_shape(listed: Metadata) -> None:
+def _foreign_shape(listed: Any) -> None:
     entry = listed.state_dict_metadata["output_layer.weight"]
     entry.size = torch.Size([7, *entry.size[1:]])
 
 
-def _foreign_sizes(listed: Metadata) -> None:
+def _foreign_sizes(listed: Any) -> None:
     object.__setattr__(listed.state_dict_metadata["output_layer.weight"].chunks[0], "sizes", ("a", None))
 
 
