@@ -113,6 +113,7 @@ def open_trained_model(run_dir: Path, device: torch.device) -> TrainedModel:
         CheckpointError: The folder holds no run, or the run no checkpoint.
     """
     config = alone(load_settings(run_dir))
+    _newest(run_dir, {})  # before the model is built: what is missing is said at once
     plan = choose_plan(config, BOUNDLESS)
     groups = build_run_groups(config, plan, device)
     chunks = build_model_chunks(config, plan, groups, transformer_config(config))
@@ -125,9 +126,7 @@ def load_newest(run_dir: Path, chunks: Sequence[UltraMemModel]) -> Manifest:
     """Fill the weights from the newest good checkpoint; as a resume does, name damaged ones and pass them over."""
     damaged: dict[Path, str] = {}
     while True:
-        found = find_newest(run_dir / "checkpoints", damaged)
-        if found is None:
-            raise CheckpointError(f"run {run_dir} has no checkpoint yet; train it with `ultramem pretrain`")
+        found = _newest(run_dir, damaged)
         try:
             check_files(*found)
             load_weights(*found, chunks)
@@ -135,6 +134,13 @@ def load_newest(run_dir: Path, chunks: Sequence[UltraMemModel]) -> Manifest:
         except CheckpointError as error:
             logger.warning("%s", error)
             damaged[found[0]] = str(error)
+
+
+def _newest(run_dir: Path, damaged: dict[Path, str]) -> tuple[Path, Manifest]:
+    found = find_newest(run_dir / "checkpoints", damaged)
+    if found is None:
+        raise CheckpointError(f"run {run_dir} has no checkpoint yet; train it with `ultramem pretrain`")
+    return found
 
 
 def load_settings(run_dir: Path) -> RunConfig:
