@@ -65,6 +65,7 @@ def pretrain(
     """
     stop = stop or StopRequest()
     stop.listen()
+    config = with_whole_paths(config)  # what is saved holds from any folder, and is compared with what was
     start = find_start(config, run_dir / CHECKPOINTS)
     training_data = open_training_data(config)
     if training_data.unread and dist.get_rank() == 0:
@@ -126,7 +127,7 @@ def write_run_files(config: RunConfig, plan: Plan, run_dir: Path) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         remove_leftovers(run_dir / CHECKPOINTS)
         forget_earlier(run_dir / WATCHDOG_FOLDER)
-        write_text(run_dir / "config.yaml", to_yaml(with_whole_paths(config)))
+        write_text(run_dir / "config.yaml", to_yaml(config))
         plan.save(run_dir / "plan.json")
     dist.barrier()
 

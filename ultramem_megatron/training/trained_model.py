@@ -116,7 +116,11 @@ def open_trained_model(run_dir: Path, device: torch.device) -> TrainedModel:
         DataError: The tokenizer is missing, or has tokens that the model has not.
     """
     config = alone(load_settings(run_dir))
+<<<<<<< HEAD
     tokenizer = _tokenizer_of(run_dir, config)
+=======
+    _newest(run_dir, {})  # before the model is built: what is missing is said at once
+>>>>>>> h-checkpoint
     plan = choose_plan(config, BOUNDLESS)
     groups = build_run_groups(config, plan, device)
     chunks = build_model_chunks(config, plan, groups, transformer_config(config))
@@ -129,9 +133,7 @@ def load_newest(run_dir: Path, chunks: Sequence[UltraMemModel]) -> tuple[Path, M
     """Fill the weights from the newest good checkpoint; as a resume does, name damaged ones and pass them over."""
     damaged: dict[Path, str] = {}
     while True:
-        found = find_newest(run_dir / "checkpoints", damaged)
-        if found is None:
-            raise CheckpointError(f"run {run_dir} has no checkpoint yet; train it with `ultramem pretrain`")
+        found = _newest(run_dir, damaged)
         try:
             check_files(*found)
             load_weights(*found, chunks)
@@ -139,6 +141,13 @@ def load_newest(run_dir: Path, chunks: Sequence[UltraMemModel]) -> tuple[Path, M
         except CheckpointError as error:
             logger.warning("%s", error)
             damaged[found[0]] = str(error)
+
+
+def _newest(run_dir: Path, damaged: dict[Path, str]) -> tuple[Path, Manifest]:
+    found = find_newest(run_dir / "checkpoints", damaged)
+    if found is None:
+        raise CheckpointError(f"run {run_dir} has no checkpoint yet; train it with `ultramem pretrain`")
+    return found
 
 
 def load_settings(run_dir: Path) -> RunConfig:
