@@ -252,15 +252,8 @@ def _foreign_shape(listed: Any) -> None:
     entry.size = torch.Size([7, *entry.size[1:]])
 
 
-<<<<<<< HEAD
-def _foreign_sizes(listed: Metadata) -> None:
-    entry = listed.state_dict_metadata["output_layer.weight"]
-    assert isinstance(entry, TensorStorageMetadata)
-    object.__setattr__(entry.chunks[0], "sizes", ("a", None))
-=======
 def _foreign_sizes(listed: Any) -> None:
     object.__setattr__(listed.state_dict_metadata["output_layer.weight"].chunks[0], "sizes", ("a", None))
->>>>>>> h-checkpoint
 
 
 LIST, COMMON, MANIFEST = r"\.metadata", r"common\.pt", r"manifest\.json"

@@ -116,11 +116,8 @@ def open_trained_model(run_dir: Path, device: torch.device) -> TrainedModel:
         DataError: The tokenizer is missing, or has tokens that the model has not.
     """
     config = alone(load_settings(run_dir))
-<<<<<<< HEAD
-    tokenizer = _tokenizer_of(run_dir, config)
-=======
     _newest(run_dir, {})  # before the model is built: what is missing is said at once
->>>>>>> h-checkpoint
+    tokenizer = _tokenizer_of(run_dir, config)
     plan = choose_plan(config, BOUNDLESS)
     groups = build_run_groups(config, plan, device)
     chunks = build_model_chunks(config, plan, groups, transformer_config(config))
