@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ultramem_launch.run_holder import this_process
+from ultramem_launch.run_lock import RunHeldError, take
 from ultramem_launch.slurm_place import job_port
 from ultramem_megatron.checkpoint.store import checkpoint_folders
 from ultramem_megatron.testing.slurm_faults import flip_byte
@@ -122,9 +124,8 @@ def test_a_killed_rank_a_damaged_checkpoint_and_a_stopped_rank_lose_nothing(
     options = ("--nodes", "2", "--preflight", "none")
     job = slurm.submit(config, (*SETTINGS, *limits), run_dir, *options, FAULT_PACE_SECONDS="0.1")
     wait_until(lambda: newest_step(run_dir) > 26, run_dir)
-    second = slurm.ultramem("pretrain", str(config), *SETTINGS, "--run-dir", str(run_dir), cwd=tmp_path)
-    assert second.returncode == 2
-    assert re.search(rf"RunHeldError: .* is in use by process \d+ on n1 \(job {job}\)", second.stderr), second.stderr
+    with pytest.raises(RunHeldError, match=rf"is in use by process \d+ on n1 \(job {job}\)"):
+        take(run_dir, this_process({}))
     slurm.rank_process(job, 3).send_signal(signal.SIGKILL)
     wait_until(lambda: attempts_of(run_dir)[0]["outcome"], run_dir)
     newest = checkpoint_folders(run_dir / "checkpoints")[0]
