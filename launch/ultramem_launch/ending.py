@@ -176,6 +176,8 @@ def settle(run_dir: Path, status: int) -> int:
 
 
 def _ending_by_status(status: int) -> Ending:
+    if status == exit_codes.FINISHED:
+        return Ending(outcome=Outcome.FINISHED)
     if status == exit_codes.STOPPED:
         return Ending(
             outcome=Outcome.PREEMPTED, reason="asked to stop before training began; there was nothing to save"

@@ -98,7 +98,7 @@ def test_the_launcher_passes_the_command_on_and_the_status_back(
 ) -> None:
     started: list[tuple[int, list[str]]] = []
 
-    def launch(processes: int, arguments: list[str], program: object, *, on_killed: object) -> int:
+    def launch(processes: int, arguments: list[str], program: object, *, on_killed: object, variables: object) -> int:
         started.append((processes, arguments))
         return status
 
