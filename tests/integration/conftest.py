@@ -1,9 +1,18 @@
-"""When two runs gave the same curve; here, as pytest explains a failed assertion of a conftest."""
+"""Small runs, and when two gave the same curve; here, as pytest explains a failed assertion of a conftest."""
+
+from pathlib import Path
 
 import pytest
 
-from ultramem_megatron.testing.layouts import Curve
+from ultramem_megatron.config.run import RunConfig
+from ultramem_megatron.testing.budget import is_deep
+from ultramem_megatron.testing.layouts import Curve, Layout, in_few_micro_batches, train_layout
 from ultramem_megatron.testing.tolerances import LOSS_CURVE_RELATIVE as RELATIVE
+
+
+def train(config: RunConfig, layout: Layout, load: Path | None = None, save: Path | None = None) -> Curve:
+    """The curve of ``config`` under ``layout``: in `make test` in as few micro-batches as it can be."""
+    return train_layout(config, layout if is_deep() else in_few_micro_batches(config, layout), load=load, save=save)
 
 
 def assert_same_curve(found: Curve, expected: Curve, steps: int, start: int = 0) -> None:

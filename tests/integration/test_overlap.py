@@ -10,11 +10,15 @@ from ultramem_launch.configs import load_config
 from ultramem_megatron.config.memory import PartitionName
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.parallel.partition.registry import PARTITIONS
-from ultramem_megatron.testing.layouts import Layout, train_layout
+from ultramem_megatron.testing.budget import budget
+from ultramem_megatron.testing.layouts import Layout
+
+from .conftest import train
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="forked ranks need a machine without CUDA")
 
-STEPS = 4
+STEPS = budget(2, 4)
+"""The second shows what the first did to the weights."""
 SPLITS = [name for name in PARTITIONS if name not in (PartitionName.REPLICATED, PartitionName.GRID)]
 """A grid needs four ranks."""
 PRE_VALUES = ("memory.variant=ultramem_v2", "memory.pre_value_dim=16", "memory.key_layout=query_per_rank")
@@ -30,13 +34,19 @@ def split(name: PartitionName, *settings: str, ranks: int = 2, processes: int = 
 
 def overlap_config(*, overlap: bool) -> RunConfig:
     config = load_config(
-        "parity", [f"training.stop_after={STEPS}", "training.micro_batch_size=1", "memory.spans=1:3/4:4"]
+        "parity",
+        [
+            "optimizer.warmup_fraction=0",
+            f"training.stop_after={STEPS}",
+            "training.micro_batch_size=1",
+            "memory.spans=1:3/4:4",
+        ],
     )
     return dataclasses.replace(config, memory=dataclasses.replace(config.memory, overlap=overlap))
 
 
 def assert_same_bits(layout: Layout) -> None:
-    beside, at_once = (train_layout(overlap_config(overlap=overlap), layout) for overlap in (True, False))
+    beside, at_once = (train(overlap_config(overlap=overlap), layout) for overlap in (True, False))
     assert len(beside.losses) == STEPS
     assert beside == at_once
 

@@ -17,9 +17,9 @@ from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.data.batch import skip_over
 from ultramem_megatron.errors import DivergedError
 from ultramem_megatron.monitor.records import read_records
-from ultramem_megatron.planning.choose import choose_plan
-from ultramem_megatron.planning.cluster import local_cluster
+from ultramem_megatron.planning.plan import Plan
 from ultramem_megatron.testing.distributed import run_distributed
+from ultramem_megatron.testing.plans import local_plan
 from ultramem_megatron.testing.tiny import tiny_config
 from ultramem_megatron.training.guard import Guard
 
@@ -65,7 +65,7 @@ def test_what_is_left_out_is_not_touched(start: int, expected: int) -> None:
     assert skip_over(start, 4, [(16, 24), (8, 16), (32, 36)]) == expected
 
 
-def train(config: RunConfig, run_dir: Path, poisoned: Collection[int], spoil: str) -> str:
+def train(config: RunConfig, plan: Plan, run_dir: Path, poisoned: Collection[int], spoil: str) -> str:
     """``pretrain`` on this rank; the batch that begins at a poisoned sample has a NaN in one gradient of one rank, or a
     loss that is ten times too high."""
     from ultramem_megatron.training import step
@@ -82,11 +82,12 @@ def train(config: RunConfig, run_dir: Path, poisoned: Collection[int], spoil: st
         return loss * 10 if spoil == "loss" else loss
 
     step.run_micro_batches = spoilt  # type: ignore[assignment]  # a fork: no other test sees it
-    return pretrain(config, choose_plan(config, local_cluster(RANKS)), run_dir, torch.device("cpu")).value
+    return pretrain(config, plan, run_dir, torch.device("cpu")).value
 
 
 def start(run_dir: Path, *overrides: str, poisoned: Collection[int] = (), spoil: str = "gradient") -> str:
-    outcomes = run_distributed(RANKS, train, tiny_config(*overrides), run_dir, poisoned, spoil)
+    config = tiny_config(*overrides)
+    outcomes = run_distributed(RANKS, train, config, local_plan(config, RANKS), run_dir, poisoned, spoil)
     assert len(set(outcomes)) == 1
     return outcomes[0]
 

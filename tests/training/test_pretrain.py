@@ -21,6 +21,7 @@ from ultramem_megatron.planning.choose import choose_plan
 from ultramem_megatron.planning.cluster import local_cluster
 from ultramem_megatron.planning.plan import Plan
 from ultramem_megatron.testing.distributed import run_distributed
+from ultramem_megatron.testing.plans import local_plan
 from ultramem_megatron.testing.tiny import tiny_config
 
 pytestmark = [
@@ -33,7 +34,7 @@ DIMENSION_WISE = ("memory.partition=dimension_wise", "memory.parallel_size=2", "
 NEVER = (0, 0, 0)
 
 
-def run(config: RunConfig, run_dir: Path, signalled: tuple[int, int, int] = NEVER) -> str:
+def run(config: RunConfig, plan: Plan, run_dir: Path, signalled: tuple[int, int, int] = NEVER) -> str:
     """``pretrain`` on this rank. ``signalled``: a signal, the rank that gets it, and the step after which."""
     from ultramem_megatron.training import loop
     from ultramem_megatron.training.pretrain import pretrain
@@ -48,12 +49,12 @@ def run(config: RunConfig, run_dir: Path, signalled: tuple[int, int, int] = NEVE
         return result
 
     loop.train_step = step_then_signal  # a fork: no other test sees it
-    return pretrain(config, choose_plan(config, local_cluster(RANKS)), run_dir, torch.device("cpu")).value
+    return pretrain(config, plan, run_dir, torch.device("cpu")).value
 
 
 def start(config: RunConfig, run_dir: Path, signalled: tuple[int, int, int] = NEVER) -> str:
     """The outcome, the same on all ranks."""
-    outcomes = run_distributed(RANKS, run, config, run_dir, signalled)
+    outcomes = run_distributed(RANKS, run, config, local_plan(config, RANKS), run_dir, signalled)
     assert len(set(outcomes)) == 1
     return outcomes[0]
 

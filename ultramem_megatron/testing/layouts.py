@@ -12,11 +12,11 @@ from ultramem_megatron.config.load import parse_override, resolve, to_plain
 from ultramem_megatron.config.memory import GroupPlacement
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.parallel.partition.registry import PARTITIONS
-from ultramem_megatron.planning.choose import choose_plan
 from ultramem_megatron.planning.cluster import local_cluster
 from ultramem_megatron.planning.enumerate import enumerate_candidates
-from ultramem_megatron.planning.plan import Candidate
+from ultramem_megatron.planning.plan import Candidate, Plan
 from ultramem_megatron.testing.distributed import run_distributed
+from ultramem_megatron.testing.plans import local_plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +127,22 @@ def with_overrides(config: RunConfig, overrides: tuple[str, ...]) -> RunConfig:
     return resolve([("config", to_plain(free)), *map(parse_override, overrides)])
 
 
+def in_few_micro_batches(config: RunConfig, layout: Layout) -> Layout:
+    """``layout`` with micro-batches so large that a rank has two, or as many as there are pipeline stages.
+
+    The curve does not depend on it (but for the balance loss of experts), and a step takes as long as its number of
+    micro-batches. Micro-batches that are larger already stay.
+    """
+    parallelism = with_overrides(config, layout.overrides).parallelism
+    copies = layout.processes // (parallelism.tensor * parallelism.pipeline)
+    samples = config.training.global_batch_size // copies
+    # as many as a multiple of the stages, which chunks of a pipeline ask for
+    fewest = max(2, parallelism.pipeline)
+    counts = [n for n in range(fewest, samples + 1) if samples % n == 0 and n % parallelism.pipeline == 0]
+    size = max(config.training.micro_batch_size, samples // counts[0] if counts else 1)
+    return dataclasses.replace(layout, overrides=(*layout.overrides, f"training.micro_batch_size={size}"))
+
+
 def train_layout(
     config: RunConfig,
     layout: Layout,
@@ -146,14 +162,13 @@ def train_layout(
         timeout_seconds: For the whole run.
     """
     settings = with_overrides(config, layout.overrides)
-    curves = run_distributed(layout.processes, _train, settings, load, save, timeout_seconds=timeout_seconds)
+    plan = local_plan(settings, layout.processes)
+    curves = run_distributed(layout.processes, _train, settings, plan, load, save, timeout_seconds=timeout_seconds)
     return curves[0]
 
 
-def _train(config: RunConfig, load: Path | None, save: Path | None) -> Curve:
+def _train(config: RunConfig, plan: Plan, load: Path | None, save: Path | None) -> Curve:
     # imported here: the parent decides whether megatron-core is loaded before it forks
-    import torch.distributed as dist
-
     from ultramem_megatron.data.dataset import open_training_data
     from ultramem_megatron.parallel import cpu_seam, mcore_repairs
     from ultramem_megatron.parallel.process import fix_orders_of_sums
@@ -166,7 +181,6 @@ def _train(config: RunConfig, load: Path | None, save: Path | None) -> Curve:
     cpu_seam.install()
     mcore_repairs.install()
     data = open_training_data(config)
-    plan = choose_plan(config, local_cluster(dist.get_world_size()))
     groups = build_run_groups(config, plan, torch.device("cpu"))
     state = build_train_state(config, plan, groups)
     if load is not None and (start := find_start(config, load)) is not None:

@@ -4,6 +4,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.distributed as dist
@@ -45,11 +46,15 @@ def world_channel(name: PartitionName, node_size: int | None = None) -> Channel:
     assert world is not None
     if name is not PartitionName.GRID:
         return Channel(world)
-    node_size = usual_node_size(world.size()) if node_size is None else node_size
+    return Channel(world, nodes=_nodes(world, usual_node_size(world.size()) if node_size is None else node_size))
+
+
+@cache  # a rank is a fork with a world of its own; new groups for each case would take longer than the case
+def _nodes(world: dist.ProcessGroup, node_size: int) -> NodeGroups:
     lists = build_rank_grid(
         world_size=world.size(), tensor=1, pipeline=1, memory_parallel_size=world.size(), node_size=node_size
     )
-    return Channel(world, nodes=NodeGroups(_own_group(lists.mem_inside), _own_group(lists.mem_across)))
+    return NodeGroups(_own_group(lists.mem_inside), _own_group(lists.mem_across))
 
 
 def _own_group(lists: RankLists) -> dist.ProcessGroup:
