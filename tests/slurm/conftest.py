@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from ultramem_megatron.child import die_with_parent
 from ultramem_megatron.monitor.records import read_records
+from ultramem_megatron.testing.programs import run_forked
 from ultramem_megatron.testing.slurm_jobs import ROOT
 from ultramem_megatron.testing.tiny import write_tiny_config
 
@@ -118,7 +120,7 @@ def numbers_of(run_dir: Path) -> Records:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Records]:
+def undisturbed(megatron: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Records]:
     """``undisturbed(ranks)``: the records of the same run, started with ``--local``."""
 
     @functools.cache
@@ -126,7 +128,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Rec
         folder = tmp_path_factory.mktemp("undisturbed")
         words = ["pretrain", str(write_tiny_config(folder)), *SETTINGS, "--run-dir", str(folder / "run")]
         command = [sys.executable, "-m", "ultramem_launch", *words, "--local", str(ranks)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        done = run_forked(command, cwd=ROOT)
         assert done.returncode == 0, done.stderr
         records = numbers_of(folder / "run")
         assert [record["step"] for record in records] == list(range(1, STEPS + 1))
