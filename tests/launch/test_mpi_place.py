@@ -99,6 +99,7 @@ def test_the_same_curve_as_local(warm: None, tmp_path: Path) -> None:
         [json.loads(line)["train/loss"] for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
         for run in ("mpi", "local")
     ]
+    assert [json.loads((tmp_path / run / "plan.json").read_text())["world_size"] for run in ("mpi", "local")] == [2, 2]
     assert len(curves[0]) == 3
     assert curves[0] == curves[1]
     assert json.loads((tmp_path / "mpi" / "status.json").read_text())["outcome"] == "finished"
