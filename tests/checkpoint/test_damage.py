@@ -127,7 +127,7 @@ def step_of_the_weights(run_dir: Path) -> int:
     config = stop_after(2)
     plan = choose_plan(config, local_cluster(1))
     state = build_train_state(config, plan, build_run_groups(config, plan, torch.device("cpu")))
-    return load_newest(run_dir, state.chunks).step
+    return load_newest(run_dir, state.chunks)[1].step
 
 
 def test_undamaged_ones_are_used(root: Path) -> None:

@@ -93,14 +93,15 @@ def load_checkpoint(
     compare_digests(folder, manifest, weights)  # now: the optimizer writes its own copy of the parameters over them
     _fill_optimizer(folder, optimizer, loaded)
     del loaded
-    # the weights again, as the optimizer has them now; moments that are kept in fewer bits than there are others
     rounded = rounded_moments(optimizer, manifest.config.get("optimizer", {}))
     unlike = tuple(f"{OPTIMIZER}state.{moment}." for moment in rounded)
-    state = logical_digests(sharded_state(ddp, optimizer, loading=False))
-    same = {
-        name: digest for name, digest in state.items() if not (name.startswith(unlike) and name.endswith(TABLE_SUFFIX))
+    state = {
+        name: digest
+        for name, digest in logical_digests(sharded_state(ddp, optimizer, loading=False)).items()
+        if not (name.startswith(unlike) and name.endswith(TABLE_SUFFIX))
     }
-    compare_digests(folder, manifest, same)
+    compare_digests(folder, manifest, {name: digest for name, digest in state.items() if name not in weights})
+    compare_digests(folder, manifest, state)  # the weights again, as the optimizer has them now
 
 
 def _fill_optimizer(folder: Path, optimizer: ChainedOptimizer, loaded: dict[str, Any]) -> None:
