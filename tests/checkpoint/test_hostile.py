@@ -16,6 +16,7 @@ import torch
 from ultramem_megatron.checkpoint.describe import describe
 from ultramem_megatron.checkpoint.reshard import Cut, reshard
 from ultramem_megatron.checkpoint.verify import verify
+from ultramem_megatron.data.synthetic import SyntheticTokens
 from ultramem_megatron.errors import CheckpointError
 from ultramem_megatron.testing.distributed import run_distributed
 from ultramem_megatron.testing.hostile_checkpoints import CASES, MARK, Case
@@ -64,7 +65,7 @@ def load_all(runs: dict[str, Path]) -> dict[str, list[str]]:
     def resume_from(root: Path) -> None:
         start = find_start(config, root)
         assert start is not None
-        resume(state, start, root, "data")
+        resume(state, start, root, SyntheticTokens(seq_length=32, vocab_size=256, seed=1))
 
     return {
         name: [refusal(resume_from, run / "checkpoints"), refusal(load_newest, run, state.chunks)]

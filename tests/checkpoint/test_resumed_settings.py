@@ -14,7 +14,7 @@ from ultramem_megatron.checkpoint.settings import changed_settings
 from ultramem_megatron.config.at_resume import AT_RESUME, AtResume
 from ultramem_megatron.config.load import to_plain
 from ultramem_megatron.config.run import RunConfig
-from ultramem_megatron.data.identity import DataIdentity
+from ultramem_megatron.data.synthetic import SyntheticTokens
 from ultramem_megatron.planning.cluster import local_cluster
 from ultramem_megatron.testing.distributed import run_distributed
 from ultramem_megatron.testing.settings import CONFIG_IS_READ, DATA, OF_EXPERTS, PLANNED, REPORTED, changed
@@ -49,7 +49,7 @@ RATES = [
     *("value_lr_multiplier", "value_lr_decay_fraction"),
 ]
 
-DATA = DataIdentity(seed=1, seq_length=32)
+TOKENS = SyntheticTokens(seq_length=32, vocab_size=256, seed=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,7 @@ def batches_of(state: Any) -> Any:
 def saver_of(state: Any) -> Any:
     from ultramem_megatron.training.checkpointing import SaveCheckpoints
 
-    return SaveCheckpoints(Path("nowhere"), DATA, state).saver
+    return SaveCheckpoints(Path("nowhere"), TOKENS.identity, state).saver
 
 
 def take_steps(state: Any, count: int) -> list[Any]:
@@ -110,7 +110,7 @@ def save(root: Path, config: RunConfig) -> Any:
     from ultramem_megatron.training.checkpointing import SaveCheckpoints
 
     state = build(config)
-    saves = SaveCheckpoints(root, DATA, state)
+    saves = SaveCheckpoints(root, TOKENS.identity, state)
     take_steps(state, SAVED_STEP)
     saves.on_exit(state)
     return state
@@ -123,7 +123,7 @@ def resume_as(config: RunConfig, root: Path, groups: Any) -> Seen:
     before = settings_of(state)
     start = checkpointing.find_start(config, root)
     assert start is not None
-    folder, manifest = checkpointing.resume(state, start, root, "")
+    folder, manifest = checkpointing.resume(state, start, root, TOKENS)
     assert settings_of(state) == before, "a checkpoint sets nothing"
     assert state.config is config
     said = changed_settings(folder, manifest, to_plain(config), root)

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from ultramem_megatron.config.run import RunConfig
-from ultramem_megatron.data.identity import DataIdentity
+from ultramem_megatron.data.synthetic import SyntheticTokens
 from ultramem_megatron.testing.distributed import run_distributed
 from ultramem_megatron.testing.tiny import tiny_config
 
@@ -23,7 +23,7 @@ pytestmark = [
 
 SAVED_STEP = 2
 
-DATA = DataIdentity(seed=1, seq_length=32)
+DATA = SyntheticTokens(seq_length=32, vocab_size=256, seed=1)
 
 
 NUMBER_WISE = ("memory.partition=number_wise", "memory.parallel_size=2")
@@ -46,7 +46,7 @@ def train_and_save(config: RunConfig, root: Path) -> Seen:
     from ultramem_megatron.training.checkpointing import SaveCheckpoints
 
     state, batches = build(config)
-    saves = SaveCheckpoints(root, DATA, state)
+    saves = SaveCheckpoints(root, DATA.identity, state)
     take_steps(state, batches, SAVED_STEP)
     saves.on_exit(state)
     assert psutil.Process().children() == [], "a process left behind by a save would outlive a rank that is killed"
@@ -59,7 +59,7 @@ def load(config: RunConfig, root: Path) -> Seen:
     state, batches = build(config)
     start = find_start(config, root)
     assert start is not None
-    resume(state, start, root, "data")
+    resume(state, start, root, DATA)
     assert state.step == SAVED_STEP
     batches.consumed_samples = state.consumed_samples
     return report(state, batches)

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from ultramem_megatron.checkpoint.manifest import Manifest, read_manifest
 from ultramem_megatron.checkpoint.store import checkpoint_folders, unfinished_folders
 from ultramem_megatron.config.run import RunConfig
-from ultramem_megatron.data.identity import DataIdentity
+from ultramem_megatron.data.synthetic import SyntheticTokens
 from ultramem_megatron.errors import CheckpointError, OutOfDiskError
 from ultramem_megatron.testing.distributed import run_distributed
 from ultramem_megatron.testing.tiny import tiny_config
@@ -27,7 +27,7 @@ pytestmark = [
 SPLIT = ("memory.partition=number_wise", "memory.parallel_size=2", "checkpoint.interval=2", "checkpoint.keep=9")
 WAIT_SECONDS = 60.0
 
-DATA = DataIdentity(seed=1, seq_length=32)
+DATA = SyntheticTokens(seq_length=32, vocab_size=256, seed=1)
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Run:
         self.batches: Iterator[Any] = self.state.batches(open_training_data(config))
         self.published: dict[int, dict[str, float]] = {}
         self.root = root
-        self.saves = SaveCheckpoints(root, DATA, self.state, self)  # type: ignore[arg-type]
+        self.saves = SaveCheckpoints(root, DATA.identity, self.state, self)  # type: ignore[arg-type]
 
     def publish(self, step: int, values: Mapping[str, float]) -> None:
         self.published.setdefault(step, {}).update(values)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ultramem_megatron.config.run import RunConfig
-from ultramem_megatron.data.identity import DataIdentity
+from ultramem_megatron.data.synthetic import SyntheticTokens
 from ultramem_megatron.testing.tiny import tiny_config
 
 if TYPE_CHECKING:  # these import megatron-core
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.gpu
 STEPS = 5
 CONFIG = tiny_config()
 
-DATA = DataIdentity(seed=1, seq_length=32)
+DATA = SyntheticTokens(seq_length=32, vocab_size=256, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_a_resumed_run_goes_on_as_it_would_have(groups: "Groups", tmp_path: Path
     from ultramem_megatron.training.checkpointing import SaveCheckpoints, find_start, resume
 
     state = fresh_state(CONFIG, groups)
-    saves = SaveCheckpoints(tmp_path, DATA, state)
+    saves = SaveCheckpoints(tmp_path, DATA.identity, state)
     take_steps(state, 2)
     saves.on_exit(state)
     saved = weights(state)
@@ -99,7 +99,7 @@ def test_a_resumed_run_goes_on_as_it_would_have(groups: "Groups", tmp_path: Path
     resumed = fresh_state(CONFIG, groups)
     start = find_start(CONFIG, tmp_path)
     assert start is not None
-    resume(resumed, start, tmp_path, "data")
+    resume(resumed, start, tmp_path, DATA)
     assert resumed.step == 2
     for name, weight in weights(resumed).items():
         assert torch.equal(weight, saved[name]), name

@@ -108,5 +108,5 @@ REPORTED = {
     *("checkpoint.interval", "checkpoint.keep", "monitor.log_interval", "monitor.memory_interval"),
 }
 """What a whole run prints and writes shows them (``tests/training/test_resumed_runs.py``)."""
-DATA = {"data.folder", "data.sources", "data.synthetic"}
+DATA = {"data.folder", "data.sources", "data.synthetic", "data.allow_change"}
 OF_EXPERTS = {"model.expert_balance_weight"}
