@@ -1,4 +1,4 @@
-"""Gradients of every part of a memory layer against finite differences, in float64 (``torch.autograd.gradcheck``)."""
+"""Gradients of every part of a memory layer against finite differences, in float64."""
 
 # Letters: s positions, b sequences, D hidden width, T tokens, K picks, E blocks, h cores, V value dimension.
 
@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd import gradcheck
 from torch.func import functional_call
 
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.planning.memory_shape import memory_shape
 from ultramem_megatron.testing.distributed import run_distributed
+from ultramem_megatron.testing.gradients import check_gradients
 
 Layers = Any  # the fixture's class lives in conftest.py
 MARGIN = 1e-4
@@ -38,7 +38,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 def check_module(module: nn.Module, *inputs: Tensor, call: Callable[..., Any] | None = None) -> bool:
-    """``gradcheck`` with regard to ``inputs`` and to all parameters. ``call(module, *inputs)`` if it is not forward."""
+    """Gradients of ``inputs`` and of all parameters. ``call(module, *inputs)`` if it is not forward."""
     names = [name for name, _ in module.named_parameters()]
     values = [parameter.detach().double().clone().requires_grad_() for parameter in module.parameters()]
     assert all(value.isfinite().all() for value in values), "the parameters are set"
@@ -48,7 +48,7 @@ def check_module(module: nn.Module, *inputs: Tensor, call: Callable[..., Any] | 
         weights = {f"inner.{name}": leaf for name, leaf in zip(names, leaves[len(inputs) :], strict=True)}
         return functional_call(wrapped, weights, leaves[: len(inputs)])
 
-    return gradcheck(function, (*inputs, *values))
+    return check_gradients(function, (*inputs, *values))
 
 
 class _Called(nn.Module):
@@ -169,14 +169,16 @@ def test_pooling(megatron: ModuleType, blocks: int, cores: int) -> None:
     def pooled(table: Tensor, scores: Tensor) -> Tensor:
         return pool_rows(table, rows_TK, blocks_TK, scores, blocks, range(4), 4)
 
-    assert gradcheck(pooled, (draw(5, 4), draw(cores, 2, 4, seed=1)))
+    assert check_gradients(pooled, (draw(5, 4), draw(cores, 2, 4, seed=1)))
 
 
 def test_inner_products(megatron: ModuleType) -> None:
     from ultramem_megatron.parallel.partition.pooling import multiply_rows
 
     rows_TK = torch.tensor([[0, 2, 2, 1], [4, 0, 4, 4]])
-    assert gradcheck(lambda table, vectors: multiply_rows(table, rows_TK, vectors), (draw(5, 3), draw(2, 3, seed=1)))
+    assert check_gradients(
+        lambda table, vectors: multiply_rows(table, rows_TK, vectors), (draw(5, 3), draw(2, 3, seed=1))
+    )
 
 
 def test_pre_values(layers: Layers) -> None:
@@ -204,7 +206,7 @@ def test_auxiliary_loss(rank: int, margin: float) -> None:
     core = draw(2, 2, rank, rank)
     distance = (torch.linalg.svdvals(core.detach().sum(dim=1)) - margin).abs().min()
     assert distance > 1e-3, "away from the kink"
-    assert gradcheck(lambda core: core_penalty(core, 0.5, margin), (core,))
+    assert check_gradients(lambda core: core_penalty(core, 0.5, margin), (core,))
 
 
 # --- The whole layer --------------------------------------------------------------------------------------------------

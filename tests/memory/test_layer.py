@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 Layers = Any  # the fixture's class lives in conftest.py
 HIDDEN = 16  # as in conftest.py
-POSITIONS, SEQUENCES = 8, 3
+POSITIONS = 8
+TOKENS = (6, 2)
+"""Positions and sequences beside the oracle, which takes token by token: more positions than the longest filter."""
 V2 = {"variant": "ultramem_v2", "pre_value_dim": 6}
 LOSS_SCALE = 0.5
 MARGIN = 2e-5
@@ -116,35 +118,36 @@ def draw(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(7))
 
 
-def apply_oracle(
-    layers: Layers, config: RunConfig, layer: "MemoryLayer", x: Tensor
-) -> tuple[ReferenceOutput, dict[str, Tensor | None]]:
-    """The oracle's output, and the gradients of <output, cotangent> + scale * auxiliary loss by the oracle's names."""
-    memory, weights = config.memory, layers.oracle_weights(layer)
-    wide = x.detach().double().requires_grad_()
-    found = layers.oracle(config, weights, wide)
-    loss = (found.output * draw(*x.shape).double()).sum()
+def oracle_gradients(
+    config: RunConfig, reference: ReferenceOutput, weights: dict[str, Tensor], wide: Tensor
+) -> dict[str, Tensor | None]:
+    """Of <output, cotangent> + scale * auxiliary loss, by the oracle's names."""
+    memory = config.memory
+    loss = (reference.output * draw(*wide.shape).double()).sum()
     if "core" in weights:
         loss = loss + LOSS_SCALE * auxiliary_loss(weights["core"], memory.auxiliary_weight, memory.auxiliary_margin)
     loss.backward()
-    return found, {**{name: weight.grad for name, weight in weights.items()}, "x": wide.grad}
-
-
-def without_ties(layers: Layers, config: RunConfig, dtype: torch.dtype) -> tuple["MemoryLayer", Tensor]:
-    """The first layer and input whose picks do not hang on a rounding error."""
-    for seed in range(20):
-        layer = layers.build(config, loss_scale=LOSS_SCALE, dtype=dtype, seed=seed)
-        x = torch.randn(POSITIONS, SEQUENCES, config.model.hidden, dtype=dtype)
-        if layers.oracle(config, layers.oracle_weights(layer), x.double()).margin > MARGIN:
-            return layer, x.requires_grad_()
-    raise AssertionError("each seed has a tie: the case is too large")
+    return {**{name: weight.grad for name, weight in weights.items()}, "x": wide.grad}
 
 
 def compare(layers: Layers, config: RunConfig, dtype: torch.dtype) -> Found:
-    layer, x = without_ties(layers, config, dtype)
+    """The first layer and input whose picks do not hang on a rounding error, and what the oracle says of them."""
+    for seed in range(20):
+        layer = layers.build(config, loss_scale=LOSS_SCALE, dtype=dtype, seed=seed)
+        x = torch.randn(*TOKENS, config.model.hidden, dtype=dtype)
+        weights, wide = layers.oracle_weights(layer), x.double().requires_grad_()
+        reference = layers.oracle(config, weights, wide)
+        if reference.margin > MARGIN:
+            expected = oracle_gradients(config, reference, weights, wide)
+            return found_of(layers, layer, x.requires_grad_(), reference, expected)
+    raise AssertionError("each seed has a tie: the case is too large")
+
+
+def found_of(
+    layers: Layers, layer: "MemoryLayer", x: Tensor, reference: ReferenceOutput, expected: dict[str, Tensor | None]
+) -> Found:
     output, picks = layers.watched(layer, x)
-    output.backward(draw(*x.shape).to(dtype))
-    reference, reference_gradients = apply_oracle(layers, config, layer, x)
+    output.backward(draw(*x.shape).to(x.dtype))
     gradients = dict(
         zip(layers.oracle_weights(layer), (parameter.grad for parameter in layer.parameters()), strict=True)
     )
@@ -155,7 +158,7 @@ def compare(layers: Layers, config: RunConfig, dtype: torch.dtype) -> Found:
         picks.scores_hTK.detach(),
         {**gradients, "x": x.grad},
         reference,
-        reference_gradients,
+        expected,
     )
 
 
@@ -364,7 +367,7 @@ def drop(layers: Layers, config: RunConfig, tp_ranks: int) -> dict[str, Tensor]:
     get_cuda_rng_tracker().reset()
     get_cuda_rng_tracker().add("model-parallel-rng", 5 + rank)  # as a run seeds it: each rank its own
     layer = layers.build(config, tp_ranks=tp_ranks)
-    x = torch.ones(POSITIONS, SEQUENCES, HIDDEN).requires_grad_()
+    x = torch.ones(POSITIONS, 3, HIDDEN).requires_grad_()
     before = torch.get_rng_state()
     output = layer(x)
     assert torch.equal(torch.get_rng_state(), before), "the default generator is left alone"

@@ -1,11 +1,20 @@
-"""Compiles a kernel without a GPU, and counts what its code takes."""
+"""Compiles a kernel without a GPU, and counts what its code takes.
 
+Triton keeps what it compiled, under a hash of source, constants, target and compiler. The counts lie in its folder
+under the same hash: taking a kernel apart costs as much as compiling it.
+"""
+
+import hashlib
+import json
+import os
 import re
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import triton
 import triton.backends.nvidia as nvidia
@@ -15,6 +24,8 @@ from triton.compiler import ASTSource
 from kernel_compile.cases import Case
 
 BINARIES = Path(nvidia.__file__).parent / "bin"
+COUNTING = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+"""Of this file: counts of another one are not taken."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +37,27 @@ class Compiled:
     registers: int
     shared_bytes: int
     spilled_bytes: int
+    """Of memory, that a thread has for what its registers cannot hold."""
     wide_loads: int
     atomics: int
     per_kib: int | None
     """Instructions that all warps of a program issue for a KiB of rows, in the loop that reads them."""
 
 
-def compile_case(case: Case, capability: int) -> Compiled:
-    """Compile, assemble, count."""
+def compile_case(case: Case, capability: int, most_registers: int | None = None) -> Compiled:
+    """Compile, assemble, count; what is known of the same kernel is taken from before.
+
+    Args:
+        case: The kernel.
+        capability: 80 or 90.
+        most_registers: Of a thread; with too few it spills.
+    """
+    compiled = triton_compile(case, capability, most_registers)
+    return kept_counts(compiled.hash, case, lambda: counts_of(compiled, case, capability))
+
+
+def triton_compile(case: Case, capability: int, most_registers: int | None) -> Any:
+    """The kernel as Triton compiles it for a launch with this signature."""
     names = case.kernel.arg_names
     signature = {name: case.signature.get(name, "constexpr") for name in names}
     # what a launch finds out: torch aligns memory, and rows and tables have multiples of 16 elements
@@ -44,28 +68,47 @@ def compile_case(case: Case, capability: int) -> Compiled:
         constexprs={(names.index(name),): value for name, value in case.constants.items()},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": case.warps})
-    ptx, cubin = compiled.asm["ptx"], compiled.asm["cubin"]
+    options = {"num_warps": case.warps} | ({} if most_registers is None else {"maxnreg": most_registers})
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def kept_counts(kernel_hash: str, case: Case, count: Callable[[], Compiled]) -> Compiled:
+    """What lies beside the compiled kernel, or what ``count`` finds, which then lies there."""
+    key = hashlib.sha256(f"{kernel_hash} {COUNTING} {case.name} {case.loop_bytes}".encode()).hexdigest()
+    file = Path(triton.knobs.cache.dir) / "ultramem-counts" / f"{key}.json"
+    if file.exists():
+        return Compiled(**json.loads(file.read_text()))
+    counts = count()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(f".{os.getpid()}")
+    part.write_text(json.dumps(asdict(counts)))
+    part.replace(file)  # whole or not at all: another process may read
+    return counts
+
+
+def counts_of(compiled: Any, case: Case, capability: int) -> Compiled:
+    """Registers, memory and instructions of a compiled kernel."""
+    ptx, dump = compiled.asm["ptx"], dump_of(compiled.asm["cubin"], with_code=bool(case.loop_bytes))
     return Compiled(
         case.name,
         f"sm_{capability}",
-        registers=registers_of(cubin),
+        registers=most_of("REG", dump),
         shared_bytes=compiled.metadata.shared,
-        spilled_bytes=spilled_bytes(ptx, capability),
+        spilled_bytes=max(most_of("STACK", dump), most_of("LOCAL", dump)),
         wide_loads=len(re.findall(r"ld\.global[^\n]*\.v4\.b32", ptx)),
         # on the start of a word: cp.async has "shared.global" in its name
         atomics=len(re.findall(r"(?<![a-z])(?:red|atom)\.", ptx)),
-        per_kib=ceil(1024 * case.warps * loop_instructions(cubin) / case.loop_bytes) if case.loop_bytes else None,
+        per_kib=ceil(1024 * case.warps * loop_instructions(dump) / case.loop_bytes) if case.loop_bytes else None,
     )
 
 
-def registers_of(cubin: bytes) -> int:
-    return max(int(number) for number in re.findall(r"REG:(\d+)", dump_of(cubin, "--dump-resource-usage")))
+def most_of(resource: str, dump: str) -> int:
+    return max(int(number) for number in re.findall(rf"\b{resource}:(\d+)", dump))
 
 
-def loop_instructions(cubin: bytes) -> int:
+def loop_instructions(dump: str) -> int:
     """Machine instructions of the longest loop that has no other loop in it; branches jump back to its begin."""
-    lines = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", dump_of(cubin, "-sass"), re.MULTILINE)
+    lines = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", dump, re.MULTILINE)
     code = [(int(place, 16), instruction) for place, instruction in lines]
     loops = []
     for place, instruction in code:
@@ -76,20 +119,10 @@ def loop_instructions(cubin: bytes) -> int:
     return max(sum(begin <= place <= end for place, _ in code) for begin, end in innermost)
 
 
-def dump_of(cubin: bytes, what: str) -> str:
+def dump_of(cubin: bytes, *, with_code: bool) -> str:
+    """The resources of a kernel, which cost milliseconds, and its instructions, which cost tenths of a second."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        words = [BINARIES / "cuobjdump", what, file.name]
+        words = [BINARIES / "cuobjdump", "--dump-resource-usage", *(["-sass"] if with_code else []), file.name]
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout
-
-
-def spilled_bytes(ptx: str, capability: int) -> int:
-    """Stores and loads that ptxas reports."""
-    name = f"sm_{capability}a" if capability >= 90 else f"sm_{capability}"
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "kernel.ptx"
-        file.write_text(ptx)
-        words = [BINARIES / "ptxas", "-v", f"--gpu-name={name}", file, "-o", file.with_suffix(".cubin")]
-        said = subprocess.run(words, capture_output=True, text=True, check=True).stderr
-    return sum(int(number) for number in re.findall(r"(\d+) bytes spill", said))
