@@ -261,6 +261,7 @@ REFUSALS: list[tuple[tuple[str, ...], str]] = [
     (("data", "prepare", "--source", "nothing"), r"^DataError: .*nothing"),
     (("data", "recall", "--task", "nothing"), r"^DataError: .*nothing"),
     (("data", "info", "missing"), r"^DataError: missing"),
+    (("data", "verify", "missing"), r"^DataError: missing does not exist"),
 ]
 
 

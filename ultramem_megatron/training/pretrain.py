@@ -65,7 +65,6 @@ def pretrain(
     """
     stop = stop or StopRequest()
     stop.listen()
-    config = with_whole_paths(config)  # what is saved holds from any folder, and is compared with what was
     start = find_start(config, run_dir / CHECKPOINTS)
     training_data = open_training_data(config)
     if training_data.unread and dist.get_rank() == 0:
@@ -73,6 +72,7 @@ def pretrain(
     if start is not None:
         check_same_data(start, training_data, config)  # before the model takes its time
     validation_data = open_validation_data(config) if config.training.eval_interval else {}
+    config = with_whole_paths(config)  # what is saved holds from any folder, and is compared with what was
     groups = build_run_groups(config, plan, device)
     state = build_train_state(config, plan, groups)
     changes: list[ChangedSetting] = []
