@@ -141,6 +141,7 @@ def test_a_stored_index_is_used_and_a_new_corpus_gets_a_new_one(
 def test_a_corpus_copied_over_the_old_one_gets_an_index_of_its_own(data_folder: Path, make_config: MakeConfig) -> None:
     config = make_config(data_folder, data={"sources": {"beta": 1.0}})
     before = open_training_data(config)
+    (data_folder / "dataset.json").unlink()  # else the files are not those that it speaks of
     for suffix in ("bin", "idx"):  # other files under the same name, the stored index left lying
         shutil.copy(data_folder / f"alpha/train.{suffix}", data_folder / f"beta/train.{suffix}")
     after = open_training_data(config)

@@ -28,6 +28,7 @@ def describe(folder: Path) -> dict[str, Any]:
         **{name: getattr(manifest, name) for name in ("step", "consumed_samples", "consumed_tokens", "world_size")},
         "plan": {"hash": manifest.plan_hash, "tables": sorted({_share(placement) for placement in placements})},
         "data_fingerprint": manifest.data_fingerprint,
+        "data": manifest.data.model_dump() if manifest.data else None,
         "versions": manifest.versions,
         "files": len(manifest.files) + 1,
         "bytes": sum(manifest.files.values()),

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ultramem_megatron.data.identity import DataIdentity
 from ultramem_megatron.errors import CheckpointError
 
 MANIFEST = "manifest.json"
@@ -34,7 +35,9 @@ class Manifest(BaseModel):
     consumed_samples: int
     consumed_tokens: int
     data_fingerprint: str
-    """Of the training samples and their order."""
+    """Of the training samples and their order; one hash of ``data``, if that is there."""
+    data: DataIdentity | None = None
+    """What was trained on; None: written before contents were hashed, and the fingerprint is of the order alone."""
     world_size: int
     plan: dict[str, Any]
     plan_hash: str

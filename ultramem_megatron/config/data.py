@@ -20,6 +20,10 @@ class DataConfig:
     synthetic: bool = False
     """Seeded random tokens instead of a folder, for tests and benchmarks."""
 
+    allow_change: bool = False
+    """Go on from a checkpoint that was trained on other files or with another tokenizer. False: refuse, and say what
+    differs. Another order of the same files is no such change."""
+
     def __post_init__(self) -> None:
         for name, weight in self.sources.items():
             require_positive(f"data.sources.{name}", weight)

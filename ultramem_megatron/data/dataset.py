@@ -4,32 +4,89 @@ The order of samples depends on the files, the seed, the sequence length and the
 nothing else: not on the number of steps, nor on batch sizes, nor on how the ranks are laid out.
 """
 
-import difflib
-import logging
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 import torch.distributed as dist
+from torch import Tensor
 
 from ultramem_megatron.config.run import RunConfig
 from ultramem_megatron.data.blended import BlendedSource
-from ultramem_megatron.data.indexed import check_pair, pair_exists, source_folders
-from ultramem_megatron.data.indexed_source import IndexedSource, holds_sample, is_first_rank
+from ultramem_megatron.data.folder import CheckedFolder, check_folder_for, open_fitting_tokenizer
+from ultramem_megatron.data.identity import DataIdentity, SourceIdentity
+from ultramem_megatron.data.indexed import PairInfo
+from ultramem_megatron.data.indexed_source import IndexedSource, is_first_rank
 from ultramem_megatron.data.jsonl import Split
-from ultramem_megatron.data.record import read_record
 from ultramem_megatron.data.synthetic import SyntheticTokens
-from ultramem_megatron.data.token_source import TokenSource
-from ultramem_megatron.data.tokenizer import Tokenizer, open_tokenizer
+from ultramem_megatron.data.token_source import TokenSource, TrainingSource
+from ultramem_megatron.data.tokenizer import open_tokenizer
 from ultramem_megatron.errors import DataError
+from ultramem_megatron.parallel.agree import on_first_rank
+from ultramem_megatron.units import format_bytes
 
-__all__ = ["TokenSource", "open_tokenizer", "open_training_data", "open_validation_data"]
+__all__ = [
+    "TokenSource",
+    "TrainingSource",
+    "open_fitting_tokenizer",
+    "open_tokenizer",
+    "open_training_data",
+    "open_validation_data",
+]
 
 # every run validates on the same samples, whatever its own seed
 _VALIDATION_SEED = 0
 
-logger = logging.getLogger(__name__)
+Found = TypeVar("Found")
 
 
-def open_training_data(config: RunConfig) -> TokenSource:
+class FolderSource(TrainingSource):
+    """The training samples of a data folder.
+
+    Args:
+        checked: The folder.
+        opened: Its sources by name.
+        config: Of the run.
+    """
+
+    def __init__(self, checked: CheckedFolder, opened: dict[str, IndexedSource], config: RunConfig) -> None:
+        weights = [config.data.sources.get(name, float(source.num_tokens)) for name, source in opened.items()]
+        self._blended = BlendedSource(list(opened.values()), weights)
+        self._checked, self._config = checked, config
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        return self._blended[i]
+
+    @property
+    def fingerprint(self) -> str:
+        return self._blended.fingerprint
+
+    @property
+    def identity(self) -> DataIdentity:
+        contents = {name: pair.content for name, pair in self._checked.pairs.items()}
+        return DataIdentity(
+            tokenizer=self._checked.tokenizer_sha256,
+            sources={
+                name: SourceIdentity(binary=content.binary_sha256, index=content.index_sha256, share=share)
+                for (name, content), share in zip(contents.items(), self._blended.shares, strict=True)
+            },
+            seed=self._config.training.seed,
+            seq_length=self._config.model.seq_length,
+        )
+
+    @property
+    def unread(self) -> str:
+        unread = sum(pair.unread_bytes for pair in self._checked.pairs.values())
+        if not unread:
+            return ""
+        folder = self._checked.folder
+        return (
+            f"data of {folder}: sizes, indices and samples of the tokens are as recorded; {format_bytes(unread)} of tokens "
+            f"were not compared with their hashes, which `ultramem data verify {folder}` does"
+        )
+
+
+def open_training_data(config: RunConfig) -> TrainingSource:
     """The endless training samples.
 
     Collective when torch.distributed is initialised: all ranks call it, and rank 0 builds what is to be built.
@@ -41,14 +98,8 @@ def open_training_data(config: RunConfig) -> TokenSource:
         return SyntheticTokens(
             seq_length=config.model.seq_length, vocab_size=config.model.vocab_size, seed=config.training.seed
         )
-    folder, tokenizer = _open_folder(config)
-    opened = {
-        name: _open(folder / name / Split.TRAIN, config, tokenizer, config.training.seed)
-        for name in _source_names(config, folder)
-    }
-    _build_first_epochs(opened)
-    weights = [config.data.sources.get(name, float(source.num_tokens)) for name, source in opened.items()]
-    return BlendedSource(list(opened.values()), weights)
+    checked = _on_one(partial(check_folder_for, config, Split.TRAIN))
+    return FolderSource(checked, _open(checked, config, config.training.seed), config)
 
 
 def open_validation_data(config: RunConfig) -> dict[str, TokenSource]:
@@ -62,86 +113,44 @@ def open_validation_data(config: RunConfig) -> dict[str, TokenSource]:
     if config.data.synthetic:
         sizes = {"seq_length": config.model.seq_length, "vocab_size": config.model.vocab_size}
         return {"synthetic": SyntheticTokens(**sizes, seed=_VALIDATION_SEED, stream=1)}
-    folder, tokenizer = _open_folder(config)
-    opened = {
-        name: _open(stem, config, tokenizer, _VALIDATION_SEED)
-        for name in _source_names(config, folder)
-        if _has_held_out(stem := folder / name / Split.VALIDATION, config.model.seq_length)
-    }
-    if not opened:
+    checked = _on_one(partial(check_folder_for, config, Split.VALIDATION))
+    if not checked.pairs:
         raise DataError(
-            f"no source of {folder} has a sequence of model.seq_length = {config.model.seq_length} tokens of "
+            f"no source of {checked.folder} has a sequence of model.seq_length = {config.model.seq_length} tokens of "
             "held-out text (1% of the documents is held out); add documents, or set training.eval_interval=0"
         )
+    return dict(_open(checked, config, _VALIDATION_SEED))
+
+
+def _on_one(find: Callable[[], Found]) -> Found:
+    """Files are read and compared once, not by every rank."""
+    return on_first_rank(find) if dist.is_initialized() else find()
+
+
+def _open(checked: CheckedFolder, config: RunConfig, seed: int) -> dict[str, IndexedSource]:
+    opened = {}
+    for name, pair in checked.pairs.items():
+        _check_here(pair.info)
+        opened[name] = IndexedSource(
+            pair.info,
+            seq_length=config.model.seq_length,
+            seed=seed,
+            vocab_size=checked.vocab_size,
+            eod=checked.eod,
+        )
     _build_first_epochs(opened)
-    return dict(opened)
+    return opened
 
 
-def _open_folder(config: RunConfig) -> tuple[Path, Tokenizer]:
-    folder = Path(config.data.folder)
-    if not folder.is_dir():
-        raise DataError(
-            f"data.folder = {folder} does not exist; make it with `ultramem data prepare --out {folder}`, or set "
-            "data.synthetic=true to train on generated tokens"
-        )
-    tokenizer = open_tokenizer(folder)
-    if tokenizer.vocab_size > config.model.vocab_size:
-        raise DataError(
-            f"{folder}/tokenizer.json has {tokenizer.vocab_size} entries, more than model.vocab_size = "
-            f"{config.model.vocab_size}; set model.vocab_size={tokenizer.vocab_size}"
-        )
-    return folder, tokenizer
-
-
-def _source_names(config: RunConfig, folder: Path) -> list[str]:
-    """Sorted, so that the order of a YAML file does not matter."""
-    present = source_folders(folder)
-    if not present:
-        raise DataError(
-            f"{folder} holds no <source>/train.bin; make it with `ultramem data build --out {folder}`, or all of the "
-            f"folder with `ultramem data prepare --out {folder}`"
-        )
-    for name in config.data.sources:
-        if not (folder / name).is_dir():
-            near = difflib.get_close_matches(name, present, n=1, cutoff=0.0)
+def _check_here(info: PairInfo) -> None:
+    """The files that rank 0 has checked must be those that this rank sees."""
+    for path, size in ((info.binary, info.num_bytes), (info.index, info.index_bytes)):
+        here = path.stat().st_size if path.is_file() else None
+        if here != size:
             raise DataError(
-                f"data.sources.{name} is not a source of {folder}, which holds {', '.join(present)}; "
-                f'the nearest is "{near[0]}"'
+                f"{path} has {size} bytes on the machine of rank 0 and {here or 'no'} bytes on that of this rank; put the "
+                "data folder where all machines see the same files"
             )
-    names = sorted(config.data.sources) or present
-    _check_tokenizer(folder, names)
-    return names
-
-
-def _check_tokenizer(folder: Path, names: list[str]) -> None:
-    record = read_record(folder)
-    for name in names:
-        entry = record.sources.get(name)
-        if entry and record.tokenizer and entry.tokenizer_sha256 != record.tokenizer.sha256:
-            raise DataError(
-                f"{folder / name} was encoded with another tokenizer than {folder}/tokenizer.json; encode it again "
-                f"with `ultramem data build --sources {name} --out {folder}`, or leave it out of data.sources"
-            )
-
-
-def _has_held_out(stem: Path, seq_length: int) -> bool:
-    if not pair_exists(stem):
-        return False
-    info = check_pair(stem)
-    if not holds_sample(info, seq_length):
-        logger.warning("%s.bin holds %d tokens, less than one sample; not validated on", stem, info.tokens)
-        return False
-    return True
-
-
-def _open(stem: Path, config: RunConfig, tokenizer: Tokenizer, seed: int) -> IndexedSource:
-    return IndexedSource(
-        check_pair(stem),
-        seq_length=config.model.seq_length,
-        seed=seed,
-        vocab_size=tokenizer.vocab_size,
-        eod=tokenizer.eod,
-    )
 
 
 def _build_first_epochs(opened: dict[str, IndexedSource]) -> None:

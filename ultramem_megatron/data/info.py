@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from ultramem_megatron.data.folder import beyond_spots, compare_cheaply, split_record
 from ultramem_megatron.data.indexed import check_pair, pair_exists, source_folders
 from ultramem_megatron.data.jsonl import Split
-from ultramem_megatron.data.record import read_record
+from ultramem_megatron.data.record import FolderRecord, read_record
 from ultramem_megatron.data.tokenizer import open_tokenizer
 from ultramem_megatron.errors import DataError
 
@@ -19,6 +20,10 @@ class SplitInfo:
     bytes: int
     sha256: str
     """Of the ``.bin`` as recorded when it was built; empty for a folder that was made elsewhere."""
+    largest_token: int | None
+    """As recorded."""
+    unread_bytes: int
+    """Of the ``.bin``, that were not compared with a hash; `ultramem data verify` does."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +43,7 @@ def describe(folder: Path) -> FolderInfo:
     """What ``folder`` holds.
 
     Raises:
-        DataError: It is no data folder, or a file of it is damaged.
+        DataError: It is no data folder, or a file of it is not what sizes, index, spots and ``dataset.json`` say.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist; make it with `ultramem data prepare --out {folder}`")
@@ -46,9 +51,8 @@ def describe(folder: Path) -> FolderInfo:
     record = read_record(folder)
     sources: dict[str, dict[str, SplitInfo]] = {}
     for name in source_folders(folder):
-        known = record.sources[name].splits if name in record.sources else {}
         sources[name] = {
-            split: _split_info(folder / name / split, known[split].sha256 if split in known else "")
+            split: _split_info(folder / name / split, record)
             for split in Split.ALL
             if pair_exists(folder / name / split)
         }
@@ -61,7 +65,14 @@ def describe(folder: Path) -> FolderInfo:
     )
 
 
-def _split_info(stem: Path, digest: str) -> SplitInfo:
+def _split_info(stem: Path, record: FolderRecord) -> SplitInfo:
     pair = check_pair(stem)
-    size = stem.with_suffix(".bin").stat().st_size
-    return SplitInfo(documents=pair.documents, tokens=pair.tokens, bytes=size, sha256=digest)
+    content, known = compare_cheaply(pair, record), split_record(pair, record)
+    return SplitInfo(
+        documents=pair.documents,
+        tokens=pair.tokens,
+        bytes=pair.num_bytes,
+        sha256=known.sha256 if known else "",
+        largest_token=content.largest_token if content else None,
+        unread_bytes=beyond_spots(pair) if content else pair.num_bytes,
+    )

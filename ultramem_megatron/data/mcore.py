@@ -2,7 +2,8 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +15,11 @@ from torch import Tensor
 with warnings.catch_warnings():
     # they name optional accelerators that data does not use; `ultramem doctor` reports those
     warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
-    from megatron.core.datasets import helpers
     from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
-    from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+    from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder, _IndexWriter
     from megatron.core.datasets.utils import Split
 
-__all__ = ["EpochIndex", "GPTEpoch", "IndexedDataset", "IndexedDatasetBuilder", "blend"]
+__all__ = ["EpochIndex", "GPTEpoch", "IndexedDataset", "PairWriter"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,17 +118,32 @@ def open_documents(stem: Path) -> IndexedDataset:
     return IndexedDataset(str(stem), mmap=True)
 
 
-def blend(weights: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Source (int16) and number within the source (int64) of the first ``size`` samples.
-
-    Greedy: each sample goes to the source that is furthest behind its share, so a longer blend begins with
-    the shorter one.
+class PairWriter(IndexedDatasetBuilder):
+    """Writes one ``.bin`` and ``.idx``. mcore's keeps 100 bytes a document in memory; this one keeps 12.
 
     Args:
-        weights: float64, summing to 1.
-        size: Samples.
+        stem: Of the two files.
+        dtype: Of a token.
     """
-    source = np.zeros(size, dtype=np.int16)
-    number = np.zeros(size, dtype=np.int64)
-    helpers.build_blending_indices(source, number, weights, len(weights), size, False)
-    return source, number
+
+    def __init__(self, stem: Path, dtype: type[np.generic]) -> None:
+        super().__init__(str(stem.with_suffix(".bin")), dtype=dtype)
+        self._stem = stem
+        self.sequence_lengths, self.document_indices = array("i"), array("q", [0])
+
+    @property
+    def documents(self) -> int:
+        """Written so far."""
+        return len(self.sequence_lengths)
+
+    def finish(self) -> None:
+        """Close the ``.bin`` and write the ``.idx``."""
+        self.data_file.close()
+        with _PlainIndexWriter(str(self._stem.with_suffix(".idx")), self.dtype) as writer:
+            writer.write(self.sequence_lengths, None, self.document_indices)
+
+
+class _PlainIndexWriter(_IndexWriter):
+    def _sequence_pointers(self, sequence_lengths: Sequence[int]) -> np.ndarray:
+        ends = np.cumsum(sequence_lengths, dtype=np.int64) * np.dtype(self.dtype).itemsize
+        return np.concatenate([np.zeros(1, np.int64), ends[:-1]]) if len(ends) else ends

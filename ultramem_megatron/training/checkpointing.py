@@ -11,10 +11,13 @@ import torch.distributed as dist
 from ultramem_megatron.checkpoint.disk import names_full_disk
 from ultramem_megatron.checkpoint.load import check_files, check_same_model, load_checkpoint
 from ultramem_megatron.checkpoint.manifest import Manifest
+from ultramem_megatron.checkpoint.same_data import compare_data
 from ultramem_megatron.checkpoint.save import Saved, Saver, package_versions
 from ultramem_megatron.checkpoint.store import find_newest
 from ultramem_megatron.config.load import to_plain
 from ultramem_megatron.config.run import RunConfig
+from ultramem_megatron.data.identity import DataIdentity
+from ultramem_megatron.data.token_source import TrainingSource
 from ultramem_megatron.errors import CheckpointError, OutOfDiskError
 from ultramem_megatron.metrics.catalogue import STALL_SECONDS, WRITE_SECONDS
 from ultramem_megatron.monitor.publish import Publisher
@@ -34,16 +37,16 @@ class SaveCheckpoints(Hook):
     """
 
     def __init__(
-        self, root: Path, data_fingerprint: str, state: TrainState, publisher: Publisher | None = None
+        self, root: Path, data: DataIdentity, state: TrainState, publisher: Publisher | None = None
     ) -> None:
         """
         Args:
             root: The run's folder of checkpoints.
-            data_fingerprint: Of the run's training samples.
+            data: What the run trains on.
             state: Of the run, as it is to go on. Its step was saved before, if it is not 0.
             publisher: Takes the times of each save.
         """
-        self.root, self.data_fingerprint, self.saved_step = root, data_fingerprint, state.step
+        self.root, self.data, self.saved_step = root, data, state.step
         self.publisher = publisher or Publisher()
         config = state.config.checkpoint
         self.saver = Saver(root, config.keep, state.groups.device, beside_training=config.async_save)
@@ -77,7 +80,8 @@ class SaveCheckpoints(Hook):
             bad_steps=state.guard.bad_steps,
             bad_in_a_row=state.guard.bad_in_a_row,
             skipped_samples=tuple(state.guard.skipped_samples),
-            data_fingerprint=self.data_fingerprint,
+            data_fingerprint=self.data.fingerprint,
+            data=self.data,
             world_size=dist.get_world_size(),
             plan=state.plan.model_dump(mode="json", by_alias=True),
             plan_hash=state.plan.hash,
@@ -154,27 +158,39 @@ def _find_start(config: RunConfig, root: Path, damaged: Mapping[Path, str]) -> S
     return found
 
 
+def check_same_data(start: Start, data: TrainingSource, config: RunConfig) -> None:
+    """Before anything is loaded: whether the checkpoint was trained on what the run reads.
+
+    Raises:
+        CheckpointError: It was not, and ``data.allow_change`` does not say that this is meant.
+    """
+    for said in compare_data(*start, data, allow_change=config.data.allow_change):
+        if dist.get_rank() == 0:
+            logger.warning("%s", said)
+
+
 def _pass_over(folder: Path, error: CheckpointError, damaged: dict[Path, str]) -> None:
     if dist.get_rank() == 0:
         logger.warning("%s", error)
     damaged[folder] = str(error)
 
 
-def resume(state: TrainState, start: Start, root: Path, data_fingerprint: str) -> Path:
+def resume(state: TrainState, start: Start, root: Path, data: TrainingSource) -> Path:
     """Put the run where a checkpoint left it. Collective over the world.
 
     Args:
         state: Of a fresh run.
         start: What ``find_start`` gave. If what was loaded is not what was saved, the checkpoint before it is taken.
         root: The run's folder of checkpoints.
-        data_fingerprint: Of the run's training samples.
+        data: What the run trains on.
 
     Returns:
         The folder of the checkpoint.
 
     Raises:
-        CheckpointError: No checkpoint is usable.
+        CheckpointError: No checkpoint is usable, or it was trained on other data.
     """
+    check_same_data(start, data, state.config)
     damaged: dict[Path, str] = {}
     while True:
         folder, manifest = start
@@ -186,12 +202,7 @@ def resume(state: TrainState, start: Start, root: Path, data_fingerprint: str) -
         another = find_start(state.config, root, damaged)
         assert another is not None, "find_start refuses when all are damaged"
         start = another
-    if manifest.data_fingerprint != data_fingerprint and dist.get_rank() == 0:
-        logger.warning(
-            "%s was trained on other data, or in another order; this run reads on from sample %d of its own",
-            folder,
-            manifest.consumed_samples,
-        )
+        check_same_data(start, data, state.config)
     state.step = manifest.step
     state.consumed_samples, state.consumed_tokens = manifest.consumed_samples, manifest.consumed_tokens
     state.guard = Guard(

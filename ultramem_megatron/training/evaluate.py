@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from ultramem_megatron.checkpoint.same_data import data_differences
 from ultramem_megatron.data.batch import Batch, BatchSampler
 from ultramem_megatron.data.dataset import open_training_data, open_validation_data
 from ultramem_megatron.data.progress import Progress, silent
@@ -108,10 +109,11 @@ def _read_questions(run_dir: Path, names: Sequence[str], max_questions: int) -> 
 
 def _refuse_other_data(model: TrainedModel, run_dir: Path) -> None:
     """Questions about facts that the run never read would be answered by chance, and look like a result."""
-    if open_training_data(model.config).fingerprint != model.manifest.data_fingerprint:
+    differs = data_differences(model.manifest, open_training_data(model.config))
+    if differs:
         raise DataError(
             f"data folder {model.config.data.folder} has changed since run {run_dir} was trained, so its questions may "
-            "ask for facts that the run never read; make the folder as it was, or train again"
+            f"ask for facts that the run never read: {'; '.join(differs[:2])}. Make the folder as it was, or train again"
         )
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ultramem_megatron.data.batch import SampleRange
+from ultramem_megatron.data.token_source import TrainingSource
 from ultramem_megatron.errors import CheckpointError, DivergedError
 from ultramem_megatron.training.checkpointing import find_start, resume
 from ultramem_megatron.training.state import TrainState
@@ -18,7 +19,7 @@ class WayBack:
 
     root: Path
     """The run's folder of checkpoints."""
-    data_fingerprint: str
+    data: TrainingSource
     returns: dict[Path, int] = field(default_factory=dict)
 
     def go(self, state: TrainState) -> str | None:
@@ -37,7 +38,7 @@ class WayBack:
             start = find_start(state.config, self.root, worn)
             if start is None:
                 return None
-            folder = resume(state, start, self.root, self.data_fingerprint)
+            folder = resume(state, start, self.root, self.data)
         except CheckpointError as error:
             raise DivergedError(f"step {bad_step} is bad, and there is nothing to go back to: {error}") from error
         self.returns[folder] = self.returns.get(folder, 0) + 1

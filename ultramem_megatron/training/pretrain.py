@@ -20,7 +20,7 @@ from ultramem_megatron.monitor.publish import Publisher, open_publisher
 from ultramem_megatron.parallel.work_meter import WorkMeter
 from ultramem_megatron.planning.plan import Plan
 from ultramem_megatron.planning.report import summary
-from ultramem_megatron.training.checkpointing import SaveCheckpoints, find_start, resume
+from ultramem_megatron.training.checkpointing import SaveCheckpoints, check_same_data, find_start, resume
 from ultramem_megatron.training.go_back import WayBack
 from ultramem_megatron.training.heartbeat import WATCHDOG_FOLDER, forget_earlier
 from ultramem_megatron.training.hooks import Hook
@@ -65,20 +65,24 @@ def pretrain(
     stop.listen()
     start = find_start(config, run_dir / CHECKPOINTS)
     training_data = open_training_data(config)
+    if training_data.unread and dist.get_rank() == 0:
+        print(training_data.unread, flush=True)
+    if start is not None:
+        check_same_data(start, training_data, config)  # before the model takes its time
     validation_data = open_validation_data(config) if config.training.eval_interval else {}
     groups = build_run_groups(config, plan, device)
     state = build_train_state(config, plan, groups)
     if start is not None:
-        folder = resume(state, start, run_dir / CHECKPOINTS, training_data.fingerprint)
+        folder = resume(state, start, run_dir / CHECKPOINTS, training_data)
         if dist.get_rank() == 0:
             print(f"resumed from {folder}: step {state.step} of {config.training.steps}", flush=True)
     write_run_files(config, plan, run_dir)
     events = EventLog(run_dir, reports=dist.get_rank() == 0)
-    way_back = WayBack(run_dir / CHECKPOINTS, training_data.fingerprint)
+    way_back = WayBack(run_dir / CHECKPOINTS, training_data)
     with _open_watchdog(config, run_dir, end_hung) as watchdog, WorkMeter(device) as meter:
         while True:
             with _open_publisher(config, plan, run_dir, state) as publisher:
-                save = SaveCheckpoints(run_dir / CHECKPOINTS, training_data.fingerprint, state, publisher)
+                save = SaveCheckpoints(run_dir / CHECKPOINTS, training_data.identity, state, publisher)
                 reports = _reports(publisher, events, meter, state)
                 hooks = _hooks(publisher, reports, watchdog, validation_data, save)
                 try:

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from ultramem_megatron.checkpoint.load import load_weights
 from ultramem_megatron.checkpoint.manifest import Manifest
+from ultramem_megatron.checkpoint.same_data import check_same_tokenizer
 from ultramem_megatron.checkpoint.store import find_newest
 from ultramem_megatron.config.load import load_run_config
 from ultramem_megatron.config.memory import PartitionName
 from ultramem_megatron.config.parallelism import ParallelismConfig
 from ultramem_megatron.config.run import RunConfig
-from ultramem_megatron.data.dataset import open_tokenizer
+from ultramem_megatron.data.dataset import open_fitting_tokenizer
 from ultramem_megatron.data.progress import Progress, silent
 from ultramem_megatron.data.tokenizer import Tokenizer
 from ultramem_megatron.errors import CheckpointError
@@ -107,18 +108,20 @@ def open_trained_model(run_dir: Path, device: torch.device) -> TrainedModel:
     """The newest checkpoint of a run, on this process alone.
 
     Raises:
-        CheckpointError: The folder holds no run, or the run no checkpoint.
+        CheckpointError: The folder holds no run, or the run no checkpoint, or it had another tokenizer.
+        DataError: The tokenizer is missing, or has tokens that the model has not.
     """
     config = alone(load_settings(run_dir))
     found = find_newest(run_dir / "checkpoints")
     if found is None:
         raise CheckpointError(f"run {run_dir} has no checkpoint yet; train it with `ultramem pretrain`")
+    folder, manifest = found
+    tokenizer = open_fitting_tokenizer(config)
+    check_same_tokenizer(folder, manifest, Path(config.data.folder))
     plan = choose_plan(config, BOUNDLESS)
     groups = build_run_groups(config, plan, device)
     chunks = build_model_chunks(config, plan, groups, transformer_config(config))
-    folder, manifest = found
     load_weights(folder, manifest, chunks)
-    tokenizer = open_tokenizer(Path(config.data.folder))
     return TrainedModel(chunks[0].eval(), tokenizer, config, manifest, device)
 
 

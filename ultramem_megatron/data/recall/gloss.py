@@ -1,12 +1,11 @@
 """What a noun means, after WordNet."""
 
-import json
 import re
 from collections import defaultdict
 from pathlib import Path
 from random import Random
 
-from ultramem_megatron.data.jsonl import find_jsonl
+from ultramem_megatron.data.jsonl import read_documents
 from ultramem_megatron.data.recall.task import Fact, RecallTask
 
 # the gloss ends where WordNet goes on with a remark or an example
@@ -16,10 +15,9 @@ _GLOSS_CHARS = range(20, 101)
 
 def _find(raw: Path, count: int, draw: Random) -> list[Fact]:
     glosses: defaultdict[str, set[str]] = defaultdict(set)
-    with find_jsonl(raw, ["wordnet"])["wordnet"].open(encoding="utf-8") as stream:
-        for line in stream:
-            if match := _ENTRY.match(json.loads(line)["text"]):
-                glosses[match[1]].add(match[2].strip())
+    for document in read_documents(raw, "wordnet"):
+        if match := _ENTRY.match(document.text):
+            glosses[match[1]].add(match[2].strip())
     found = [
         Fact(noun, "meaning", gloss)
         for noun, meanings in sorted(glosses.items())

@@ -3,13 +3,12 @@
 Part of these can be guessed from the name of the country, so a model is above chance before it has learnt a fact.
 """
 
-import json
 import re
 from collections import defaultdict
 from pathlib import Path
 from random import Random
 
-from ultramem_megatron.data.jsonl import find_jsonl
+from ultramem_megatron.data.jsonl import read_documents
 from ultramem_megatron.data.recall.task import Fact, RecallTask
 
 _CAPITALIZED = r"[^\W\d_a-z][^\s(;,]*"
@@ -25,25 +24,23 @@ _PATTERNS = {
 def _find(raw: Path, count: int, draw: Random) -> list[Fact]:
     found = [
         Fact(country, kind, match[1])
-        for country, text in sorted(_read_countries(find_jsonl(raw, ["factbook"])["factbook"]).items())
+        for country, text in sorted(_read_countries(raw).items())
         for kind, pattern in _PATTERNS.items()
         if (match := pattern.search(text))
     ]
     return draw.sample(found, min(count, len(found)))
 
 
-def _read_countries(path: Path) -> dict[str, str]:
+def _read_countries(raw: Path) -> dict[str, str]:
     """Name -> all sections of a country on end."""
     names: dict[str, str] = {}
     sections: defaultdict[str, list[str]] = defaultdict(list)
-    with path.open(encoding="utf-8") as stream:
-        for line in stream:
-            document = json.loads(line)
-            code = document["id"].split("/")[1]
-            # a long section is cut into blocks, and only the first of them begins with the name
-            if document["id"].endswith("/Introduction/0"):
-                names[code] = document["text"].split(" -- ")[0]
-            sections[code].append(document["text"])
+    for document in read_documents(raw, "factbook"):
+        code = document.id.partition("/")[2].partition("/")[0]
+        # a long section is cut into blocks, and only the first of them begins with the name
+        if document.id.endswith("/Introduction/0"):
+            names[code] = document.text.split(" -- ")[0]
+        sections[code].append(document.text)
     return {name: "\n".join(sections[code]) for code, name in names.items()}
 
 
