@@ -4,6 +4,8 @@ FINISHED = 0
 FAILED = 1
 """An exception, with its traceback: also what Python itself ends with."""
 BAD_INPUT = 2
+TERMINATED = 128 + 15
+"""A verb that makes files was ended by SIGTERM; what was unfinished is gone (the shell's number for that signal)."""
 STOPPED = 75
 """Saved and ended early on a signal; start again to go on (``EX_TEMPFAIL`` of sysexits.h)."""
 HUNG = 80

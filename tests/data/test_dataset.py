@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ultramem_megatron.config.run import RunConfig
+from ultramem_megatron.data import index_cache
 from ultramem_megatron.data.build import build
 from ultramem_megatron.data.dataset import TokenSource, open_training_data, open_validation_data
 from ultramem_megatron.data.indexed import check_pair
@@ -148,6 +149,47 @@ def test_a_corpus_copied_over_the_old_one_gets_an_index_of_its_own(data_folder: 
     assert after.fingerprint != before.fingerprint
     alpha = open_training_data(make_config(data_folder, data={"sources": {"alpha": 1.0}}))
     assert torch.equal(samples(after, 50), samples(alpha, 50))
+
+
+def test_a_small_source_keeps_one_epoch_on_the_disk_however_many_are_read(data_folder: Path) -> None:
+    source = one_source(data_folder)
+    source.build_first_epoch()
+    samples(source, source.samples_per_epoch * 6, start=0)
+    assert [path.name for path in (data_folder / "index_cache/beta").glob("*/*")] == ["epoch-00000"]
+
+
+def test_a_large_source_keeps_its_first_and_its_newest_two_epochs(
+    data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_cache, "_LARGE", 1)
+    source = one_source(data_folder)
+    for epoch in range(6):
+        samples(source, 1, start=epoch * source.samples_per_epoch)
+    stored = sorted(path.name for path in (data_folder / "index_cache/beta").glob("*/*"))
+    assert stored == ["epoch-00000", "epoch-00004", "epoch-00005"]
+
+
+@pytest.mark.parametrize("name", ["document_index", "sample_index", "shuffle_index"])
+def test_a_flipped_bit_of_a_stored_index_is_found(data_folder: Path, make_config: MakeConfig, name: str) -> None:
+    open_training_data(make_config(data_folder))
+    array = next(data_folder.glob(f"index_cache/beta/train-*/epoch-00000/{name}.npy"))
+    flip(array, array.stat().st_size - 3)
+    with pytest.raises(DataError, match=r"epoch-00000 is damaged; delete it"):
+        open_training_data(make_config(data_folder))
+
+
+def test_an_index_without_hashes_is_made_anew(data_folder: Path, make_config: MakeConfig) -> None:
+    open_training_data(make_config(data_folder))
+    stored = next(data_folder.glob("index_cache/beta/train-*/epoch-00000"))
+    (stored / "sha256.json").unlink()  # as an earlier version left it
+    open_training_data(make_config(data_folder))
+    assert (stored / "sha256.json").is_file()
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
 
 
 def test_a_damaged_index_is_named(data_folder: Path, make_config: MakeConfig) -> None:

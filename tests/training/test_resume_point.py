@@ -28,12 +28,14 @@ def resumed(megatron: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
         consumed_samples=120,
         consumed_tokens=120 * config.model.seq_length,
         data_fingerprint="same",
+        data=None,
         recent_losses=(5.0, 4.5),
         bad_steps=3,
         bad_in_a_row=0,
         skipped_samples=((124, 130),),
     )
-    checkpointing.resume(state, (Path("checkpoint"), manifest), Path(), "same")
+    data: Any = SimpleNamespace(fingerprint="same", identity=SimpleNamespace(sources={}))
+    checkpointing.resume(state, (Path("checkpoint"), manifest), Path(), data)
     return state
 
 

@@ -38,25 +38,23 @@ def compare_data(folder: Path, manifest: Manifest, data: TrainingSource, *, allo
     Raises:
         CheckpointError: The data are other ones, and that is not allowed; names files and both hashes.
     """
-    said = []
+    reads_on = f"; this run reads on from sample {manifest.consumed_samples} of its own order"
     if differs := data_differences(manifest, data):
         what = "; ".join(differs[:_SHOWN]) + (f"; and {len(differs) - _SHOWN} more" if len(differs) > _SHOWN else "")
         if not allow_change:
             raise CheckpointError(
-                f"checkpoint {folder} was trained on other data: {what}. Put the files back, name the folder that holds "
-                "them (data.folder), or set data.allow_change=true to go on with these"
+                f"checkpoint {folder} was trained on other data: {what}. Put the files back, name the folder that "
+                "holds them (data.folder), or set data.allow_change=true to go on with these"
             )
-        said.append(f"{folder} was trained on other data, and data.allow_change=true: {what}")
-    elif manifest.data is None:
-        said.append(
+        return [f"{folder} was trained on other data, and data.allow_change=true: {what}{reads_on}"]
+    if manifest.data is None:
+        blending = "; more than two sources now take turns in another order" if len(data.identity.sources) > 2 else ""
+        return [
             f"{folder} was written before contents of data were hashed: lengths and order of documents are the same, "
-            "their tokens and the tokenizer were not compared"
-        )
-    elif order := data.identity.order_differences(manifest.data):
-        said.append(f"{folder} was trained on the same data in another order: {'; '.join(order)}")
-    if said and manifest.data_fingerprint not in (data.fingerprint, data.identity.fingerprint):
-        said[-1] += f"; this run reads on from sample {manifest.consumed_samples} of its own order"
-    return said
+            f"their tokens and the tokenizer were not compared{blending}"
+        ]
+    order = data.identity.order_differences(manifest.data)
+    return [f"{folder} was trained on the same data in another order: {'; '.join(order)}{reads_on}"] if order else []
 
 
 def check_same_tokenizer(folder: Path, manifest: Manifest, data_folder: Path) -> None:

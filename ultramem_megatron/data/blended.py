@@ -12,9 +12,9 @@ class BlendedSource(TokenSource):
     """Sources take turns by their shares; which is whose turn is reckoned from the number of a sample alone.
 
     Two sources share like this: of the first n >= 2 samples, the first source has floor(share * (n - 1)) + 1; that is
-    what giving each sample to the source that is furthest behind its share comes to. More than two are halved: the first
-    half of them shares with the second as two sources would, and each half shares out what it gets in the same way. No
-    source is ever further from its share than one sample for each halving.
+    what giving each sample to the source that is furthest behind its share comes to. More than two are halved: the
+    first half of them shares with the second as two sources would, and each half shares out what it gets in the same
+    way. No source is ever further from its share than one sample for each halving.
 
     Args:
         sources: At least one. Their order matters: sort them by name.

@@ -89,7 +89,7 @@ def cached_scan(info: PairInfo) -> PairContent:
         return known
     if info.num_bytes > _LARGE_BYTES:
         logger.warning(
-            "%s has no entry in dataset.json: its %d bytes are read once (`ultramem data verify %s` does that before a run)",
+            "%s has no entry in dataset.json: its %d bytes are read once, or by `ultramem data verify %s` before a run",
             *(info.binary, info.num_bytes, info.stem.parent.parent),
         )
     content = scan(info)
@@ -124,7 +124,9 @@ def refuse_foreign_tokens(info: PairInfo, content: PairContent, vocab_size: int,
         DataError: With the token and the remedy.
     """
     if content.smallest_token < 0:
-        raise DataError(f"{info.binary} holds the token {content.smallest_token}; no token is negative: encode it again")
+        raise DataError(
+            f"{info.binary} holds the token {content.smallest_token}; no token is negative: encode it again"
+        )
     if content.largest_token >= vocab_size:
         raise DataError(
             f"{info.binary} holds the token {content.largest_token}, and {field} = {vocab_size} ends at token "

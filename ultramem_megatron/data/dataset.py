@@ -81,8 +81,8 @@ class FolderSource(TrainingSource):
             return ""
         folder = self._checked.folder
         return (
-            f"data of {folder}: sizes, indices and samples of the tokens are as recorded; {format_bytes(unread)} of tokens "
-            f"were not compared with their hashes, which `ultramem data verify {folder}` does"
+            f"data of {folder}: sizes, indices and samples of the tokens are as recorded; {format_bytes(unread)} of "
+            f"tokens were not compared with their hashes, which `ultramem data verify {folder}` does"
         )
 
 
@@ -148,8 +148,8 @@ def _check_here(info: PairInfo) -> None:
         here = path.stat().st_size if path.is_file() else None
         if here != size:
             raise DataError(
-                f"{path} has {size} bytes on the machine of rank 0 and {here or 'no'} bytes on that of this rank; put the "
-                "data folder where all machines see the same files"
+                f"{path} has {size} bytes on the machine of rank 0 and {here or 'no'} bytes on that of this rank; put "
+                "the data folder where all machines see the same files"
             )
 
 

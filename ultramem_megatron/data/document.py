@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _REPLACEMENT = "\ufffd"
@@ -13,8 +13,7 @@ class NoDocument(ValueError):
     """The line is no document; says why, without its place."""
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(NamedTuple):
     """What a line holds."""
 
     id: str
@@ -50,7 +49,7 @@ def without_surrogates(text: str) -> tuple[str, int]:
 
 
 def _load(line: bytes) -> object:
-    text = _decode(line)
+    text = _decode(line.rstrip(b"\r\n"))
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

@@ -13,7 +13,14 @@ from ultramem_megatron.data.packages import download, unpack
 from ultramem_megatron.data.progress import Progress, silent
 from ultramem_megatron.data.sources import Source
 from ultramem_megatron.errors import DataError, FileError
-from ultramem_megatron.files import check_folder, failures_named, remove_leftovers, sha256_of, temporary_folder, write_json
+from ultramem_megatron.files import (
+    check_folder,
+    failures_named,
+    remove_leftovers,
+    sha256_of,
+    temporary_folder,
+    write_json,
+)
 
 MANIFEST = "manifest.json"
 PACKAGES = "packages"

@@ -87,8 +87,8 @@ def open_fitting_tokenizer(config: RunConfig) -> Tokenizer:
     if tokenizer.vocab_size > config.model.vocab_size:
         gaps = "" if tokenizer.entries == tokenizer.vocab_size else f", the largest of them {tokenizer.vocab_size - 1}"
         raise DataError(
-            f"{config.data.folder}/{TOKENIZER_FILE} has {tokenizer.entries} entries{gaps}, more than model.vocab_size = "
-            f"{config.model.vocab_size}; set model.vocab_size={tokenizer.vocab_size}"
+            f"{config.data.folder}/{TOKENIZER_FILE} has {tokenizer.entries} entries{gaps}, more than model.vocab_size "
+            f"= {config.model.vocab_size}; set model.vocab_size={tokenizer.vocab_size}"
         )
     return tokenizer
 
@@ -140,9 +140,9 @@ def _compare(info: PairInfo, known: SplitRecord, hashes: dict[str, str]) -> None
             folder = info.stem.parent.parent
             path = info.index if name in ("documents", "index_sha256") else info.binary
             raise DataError(
-                f"{path} is not the file that {folder / RECORD_FILE} speaks of: {name} {here} here, {there} there; build "
-                f"it again with `ultramem data build --sources {info.stem.parent.name} --out {folder}`, copy it again, or, "
-                f"if it is meant to be other data, take its entry out of {RECORD_FILE}"
+                f"{path} is not the file that {folder / RECORD_FILE} speaks of: {name} {here} here, {there} there; "
+                f"build it again with `ultramem data build --sources {info.stem.parent.name} --out {folder}`, copy it "
+                f"again, or, if it is meant to be other data, take its entry out of {RECORD_FILE}"
             )
 
 

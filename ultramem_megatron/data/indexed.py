@@ -134,7 +134,9 @@ def _check_places(index: Path, lengths: np.ndarray, starts: np.ndarray, item_byt
         expected = np.concatenate([[first], ends[:-1]])
         wrong = np.flatnonzero((part < 0) | (starts[chunk : chunk + _CHUNK] != expected))
         if len(wrong):
-            raise DataError(f"{index} is damaged: the place of document {chunk + int(wrong[0]) + 1} is wrong; {_REMEDY}")
+            raise DataError(
+                f"{index} is damaged: the place of document {chunk + int(wrong[0]) + 1} is wrong; {_REMEDY}"
+            )
         first = int(ends[-1])
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections import OrderedDict
-from pathlib import Path
 
 import torch.distributed as dist
 from torch import Tensor

@@ -158,8 +158,8 @@ def _check_ids(text: TextFile, hashes: "array[int]") -> None:
             continue
         if document.id in seen:
             raise DataError(
-                f'{text.path}: line {number} repeats the id "{document.id[:80]}" of line {seen[document.id]}; ids decide '
-                "the split, so each document needs its own"
+                f'{text.path}: line {number} repeats the id "{document.id[:80]}" of line {seen[document.id]}; ids '
+                "decide the split, so each document needs its own"
             )
         seen[document.id] = number
 

@@ -93,8 +93,8 @@ def read_record(folder: Path) -> FolderRecord:
             plain = json.loads(path.read_bytes())
         if plain.get("format", 1) not in range(1, FORMAT + 1):
             raise DataError(
-                f"{path} is of format {plain['format']!r}, and this program knows those up to {FORMAT}; use the program "
-                "that made the folder, or a newer one"
+                f"{path} is of format {plain['format']!r}, and this program knows those up to {FORMAT}; use the "
+                "program that made the folder, or a newer one"
             )
         return _FOLDER_RECORD.validate_python(plain)
     except DataError:

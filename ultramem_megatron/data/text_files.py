@@ -49,13 +49,17 @@ def find_text(raw: Path, names: Sequence[str] = ()) -> dict[str, Path]:
         if name in found:
             raise DataError(f"{raw} holds {found[name].name} and {path.name}, which make one source; move one away")
         if name in _RESERVED:
-            raise DataError(f"{path}: a source cannot be named {name}, a data folder keeps other things there; rename it")
+            raise DataError(
+                f"{path}: a source cannot be named {name}, a data folder keeps other things there; rename it"
+            )
         found[name] = path
     missing = sorted(set(names) - set(found))
     if missing:
         raise _not_there(raw, missing[0], present)
     if not found:
-        raise DataError(f"{raw} holds no .jsonl file{_instead(present)}; fill it with `ultramem data fetch --out {raw}`")
+        raise DataError(
+            f"{raw} holds no .jsonl file{_instead(present)}; fill it with `ultramem data fetch --out {raw}`"
+        )
     return dict(sorted(found.items()))
 
 

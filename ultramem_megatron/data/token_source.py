@@ -17,8 +17,8 @@ class TokenSource(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Changes when the order of samples would: lengths of documents, seed, sequence length, weights. Says nothing of
-        what they contain."""
+        """Changes when the order of samples would: lengths of documents, seed, sequence length, weights. Says
+        nothing of what they contain."""
 
 
 class TrainingSource(TokenSource):

@@ -84,7 +84,9 @@ def _tokenizer_faults(folder: Path, record: FolderRecord) -> list[str]:
             faults.append(f"{name} was encoded with another tokenizer, of sha256 {source.tokenizer_sha256}")
         for split, one in source.splits.items():
             if one.largest_token >= vocab_size:
-                faults.append(f"{name}/{split}.bin holds token {one.largest_token}, the tokenizer ends at {vocab_size - 1}")
+                faults.append(
+                    f"{name}/{split}.bin holds token {one.largest_token}, the tokenizer ends at {vocab_size - 1}"
+                )
     return faults
 
 
@@ -114,7 +116,9 @@ def _pair_faults(stem: Path, record: FolderRecord) -> tuple[list[str], bool]:
     found = scan(info)
     if known.content is None:  # a record of format 1 has one hash
         same = found.binary_sha256 == known.sha256
-        return [] if same else [f"{_short(stem)}.bin has sha256 {found.binary_sha256}, recorded is {known.sha256}"], True
+        return [] if same else [
+            f"{_short(stem)}.bin has sha256 {found.binary_sha256}, recorded is {known.sha256}"
+        ], True
     numbers = {"documents": info.documents, "tokens": info.tokens, "bytes": info.num_bytes}
     wrong = [
         f"{_short(stem)} has {here} {name}, recorded are {getattr(known, name)}"
@@ -125,7 +129,11 @@ def _pair_faults(stem: Path, record: FolderRecord) -> tuple[list[str], bool]:
 
 
 def _differences(stem: Path, found: PairContent, known: PairContent) -> list[str]:
-    names = {"binary_sha256": ".bin has sha256", "index_sha256": ".idx has sha256", "largest_token": ".bin has the token"}
+    names = {
+        "binary_sha256": ".bin has sha256",
+        "index_sha256": ".idx has sha256",
+        "largest_token": ".bin has the token",
+    }
     here, there = asdict(found), asdict(known)
     differ = [name for name in names if here[name] != there[name]]
     if differ == [] and found != known:

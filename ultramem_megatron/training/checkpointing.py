@@ -36,9 +36,7 @@ class SaveCheckpoints(Hook):
     there. Two in a row, or the last of a run, end it.
     """
 
-    def __init__(
-        self, root: Path, data: DataIdentity, state: TrainState, publisher: Publisher | None = None
-    ) -> None:
+    def __init__(self, root: Path, data: DataIdentity, state: TrainState, publisher: Publisher | None = None) -> None:
         """
         Args:
             root: The run's folder of checkpoints.

@@ -113,7 +113,8 @@ def _refuse_other_data(model: TrainedModel, run_dir: Path) -> None:
     if differs:
         raise DataError(
             f"data folder {model.config.data.folder} has changed since run {run_dir} was trained, so its questions may "
-            f"ask for facts that the run never read: {'; '.join(differs[:2])}. Make the folder as it was, or train again"
+            f"ask for facts that the run never read: {'; '.join(differs[:2])}. Make the folder as it was, or train "
+            "again"
         )
 
 

@@ -1,14 +1,21 @@
 """``ultramem data``: text from packages, a tokenizer, indexed datasets."""
 
+import signal
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from ultramem_launch import exit_codes
 from ultramem_launch.progress import show_progress
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ultramem_megatron.data.info import FolderInfo
+    from ultramem_megatron.data.progress import Progress
     from ultramem_megatron.data.recall.store import TaskRecord
 
 app = typer.Typer(
@@ -22,11 +29,16 @@ _RAW = Path("data_cache/raw")
 _FOLDER = Path("data_cache/quickstart")
 
 _SOURCE = typer.Option("quickstart", "--source", help="A set (quickstart, core) or one source of it.")
-_RAW_OPTION = typer.Option(_RAW, "--raw", help="Folder of <source>.jsonl files.")
+_RAW_OPTION = typer.Option(_RAW, "--raw", help="Folder of text: <source>.jsonl, .jsonl.gz or .json, a document a line.")
 _OUT_OPTION = typer.Option(_FOLDER, "--out", help="Data folder to make; data.folder of a run.")
 _VOCAB_OPTION = typer.Option(8192, "--vocab-size", help="Entries of the tokenizer.")
 _WORKERS_OPTION = typer.Option(None, "--workers", min=1, help="Processes that encode; default: one a core.")
-_SOURCES_OPTION = typer.Option("", "--sources", help="Comma-separated names of JSONL files; default: all.")
+_SOURCES_OPTION = typer.Option(
+    "", "--sources", help="Comma-separated names of files of text, without endings; default: all."
+)
+_SURROGATES_OPTION = typer.Option(
+    False, "--refuse-surrogates", help="Refuse text with unpaired surrogates; else they are replaced and counted."
+)
 _FACTS_OPTION = typer.Option(
     None,
     "--facts",
@@ -54,7 +66,7 @@ def fetch(
     from ultramem_megatron.data.sources import sources_named
     from ultramem_megatron.units import format_bytes
 
-    with show_progress() as progress:
+    with _at_work() as progress:
         fetched = fetch_sources(sources_named(source), out, progress)
     if json_output:
         _print_json({"folder": str(out), "sources": [asdict(one) for one in fetched]})
@@ -72,6 +84,7 @@ def tokenizer(
     out: Path = _OUT_OPTION,
     vocab_size: int = _VOCAB_OPTION,
     sources: str = _SOURCES_OPTION,
+    refuse_surrogates: bool = _SURROGATES_OPTION,
 ) -> None:
     """Train a byte-level BPE tokenizer on JSONL files; the same text gives the same tokenizer.
 
@@ -79,8 +92,8 @@ def tokenizer(
     """
     from ultramem_megatron.data.tokenizer import make_tokenizer
 
-    with show_progress() as progress:
-        path = make_tokenizer(raw, out, vocab_size, _names(sources), progress)
+    with _at_work() as progress:
+        path = make_tokenizer(raw, out, vocab_size, _names(sources), progress, refuse_surrogates=refuse_surrogates)
     print(path)
 
 
@@ -91,18 +104,20 @@ def build(
     sources: str = _SOURCES_OPTION,
     workers: int | None = _WORKERS_OPTION,
     seed: int = typer.Option(0, "--seed", help="Of the order of documents."),
+    refuse_surrogates: bool = _SURROGATES_OPTION,
     json_output: bool = _JSON_OPTION,
 ) -> None:
-    """Encode JSONL files into .bin/.idx pairs for megatron-core: 98% train, 1% validation, 1% test by id.
+    """Encode files of text into .bin/.idx pairs for megatron-core: 98% train, 1% validation, 1% test by id.
 
-    Needs OUT/tokenizer.json. Sources that are up to date are skipped.
+    Needs OUT/tokenizer.json. Sources that are up to date are skipped, damaged ones made anew. Blank lines are passed
+    over and counted.
 
     Example: ultramem data build --raw data_cache/raw --out data_cache/quickstart --workers 4
     """
     from ultramem_megatron.data.build import build as build_sources
 
-    with show_progress() as progress:
-        build_sources(raw, out, _names(sources), workers, seed, progress)
+    with _at_work() as progress:
+        build_sources(raw, out, _names(sources), workers, seed, progress, refuse_surrogates=refuse_surrogates)
     _report(out, json_output)
 
 
@@ -126,7 +141,7 @@ def prepare(
     from ultramem_megatron.data.prepare import prepare as prepare_folder
 
     folder = out or _FOLDER.with_name(source)
-    with show_progress() as progress:
+    with _at_work() as progress:
         prepare_folder(source, raw, folder, vocab_size, workers, recall or [], facts, progress)
     _report(folder, json_output)
 
@@ -151,7 +166,7 @@ def recall(
     """
     from ultramem_megatron.data.recall.store import add_tasks
 
-    with show_progress() as progress:
+    with _at_work() as progress:
         add_tasks(task, raw, out, facts, seed, workers, progress)
     _report(out, json_output)
 
@@ -161,12 +176,51 @@ def info(
     folder: Path = typer.Argument(..., metavar="DIR", help="A data folder."),
     json_output: bool = _JSON_OPTION,
 ) -> None:
-    """What a data folder holds: documents, tokens and bytes of each source and split, checked against the files,
-    and its recall tasks.
+    """What a data folder holds: documents, tokens and bytes of each source and split, and its recall tasks.
+
+    Sizes, indices and samples of the tokens are compared with what was recorded; `ultramem data verify` compares all.
 
     Example: ultramem data info data_cache/quickstart
     """
     _report(folder, json_output)
+
+
+@app.command()
+def verify(
+    folder: Path = typer.Argument(..., metavar="DIR", help="A data folder."),
+    json_output: bool = _JSON_OPTION,
+) -> None:
+    """Read every file of a data folder and compare it with its hash: tokenizer, tokens, indices, questions of tasks.
+
+    Files without a recorded hash, as other programs make them, are hashed now and compared from then on.
+
+    Example: ultramem data verify data_cache/quickstart
+    """
+    from dataclasses import asdict
+
+    from ultramem_megatron.data.verify import verify as verify_folder
+    from ultramem_megatron.units import format_bytes
+
+    with _at_work() as progress:
+        verified = verify_folder(folder, progress)
+    if json_output:
+        _print_json(asdict(verified))
+        return
+    if verified.files:
+        print(f"{folder}: {verified.files} files of {format_bytes(verified.bytes)} are as recorded")
+    if verified.unrecorded:
+        print(f"no hash was recorded of {', '.join(verified.unrecorded)}")
+
+
+@contextmanager
+def _at_work() -> "Iterator[Progress]":
+    """Progress of something long, which SIGTERM ends tidily: temporary folders go, and processes that help."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(exit_codes.TERMINATED))
+    try:
+        with show_progress() as progress:
+            yield progress
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _report(folder: Path, json_output: bool) -> None:
@@ -200,6 +254,12 @@ def _print_tables(described: "FolderInfo", tasks: "list[TaskRecord]") -> None:
         f"{described.folder}: {described.train_tokens:,} training tokens, vocabulary {described.vocab_size}",
         soft_wrap=True,
     )
+    if unread := sum(one.unread_bytes for splits in described.sources.values() for one in splits.values()):
+        console.print(
+            f"{format_bytes(unread)} of tokens were not compared with a hash, which `ultramem data verify "
+            f"{described.folder}` does",
+            soft_wrap=True,
+        )
     for task in tasks:
         console.print(f"task {task.task}: {task.facts:,} facts, {task.questions:,} questions, seed {task.seed}")
 
