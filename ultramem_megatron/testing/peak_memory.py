@@ -111,8 +111,9 @@ def measure_training(
     peak = PeakMemory(device)
     state = build_train_state(config, plan, groups)
     set_up_peak = peak.bytes()
-    saves = SaveCheckpoints(save_to, "measured", state) if save_to else None
-    batches = state.batches(open_training_data(config))
+    data = open_training_data(config)
+    saves = SaveCheckpoints(save_to, data.identity, state) if save_to else None
+    batches = state.batches(data)
     train_step(state, next(batches))
     peak.reset()
     for _ in range(steps):
