@@ -68,7 +68,7 @@ def test_picks_are_those_of_the_reference(components: int, cores: int, addresses
 
 
 @pytest.mark.usefixtures("interpreter")
-@pytest.mark.parametrize("slab_places", [8192, 20], ids=["one slab", "slabs of two rows"])
+@pytest.mark.parametrize("slab_places", [8192, 36], ids=["one slab", "slabs of four rows"])
 @pytest.mark.parametrize("addresses", ADDRESSES)
 @pytest.mark.parametrize(("components", "cores"), [(1, 1), (2, 2)])
 def test_kernels_pick_the_same(

@@ -125,7 +125,8 @@ def test_slabs_of_candidates(equal: bool, slab: int, monkeypatch: pytest.MonkeyP
     from ultramem_kernels.candidates import triton_kernel
 
     monkeypatch.setattr(triton_kernel, "SLAB_KEYS", slab)
-    scores, direction = torch.randn(2, 2, 3, 150), torch.randn(2, 2)
+    tokens = 3 if slab == 150 else 1  # each slab of each token and head is a program
+    scores, direction = torch.randn(2, 2, tokens, 150), torch.randn(2, 2)
     if equal:
         scores.zero_()
     found = triton_kernel.best_candidates(scores, direction, 13)
@@ -141,7 +142,7 @@ def test_slabs_must_leave_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("components", "slab_places"), [(1, 8192), (2, 8192), (2, 20)], ids=["one component", "two", "slabs of two rows"]
+    ("components", "slab_places"), [(1, 8192), (2, 8192), (2, 36)], ids=["one component", "two", "slabs of four rows"]
 )
 def test_grid(components: int, slab_places: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from ultramem_kernels.grid_top_m import triton_kernel

@@ -1,6 +1,8 @@
 """A weight depends on seed, name and place alone: every layout starts from the same model."""
 
 import math
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -37,10 +39,21 @@ TIED = ("model.tie_embeddings=true", "model.embedding_init_std=0.5")
 
 
 @pytest.fixture(scope="module")
-def alone(models: Any) -> dict[str, Tensor]:
-    """The weights of the small model on one process."""
-    weights: dict[str, Tensor] = models.whole_weights(1, models.config())
+def on_one(models: Any) -> Callable[..., dict[str, Tensor]]:
+    """The weights of a small model on one process, made once for each set of overrides."""
+
+    @cache
+    def weights(*overrides: str) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = models.whole_weights(1, models.config(*overrides))
+        return found
+
     return weights
+
+
+@pytest.fixture(scope="module")
+def alone(on_one: Callable[..., dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The weights of the small model on one process."""
+    return on_one()
 
 
 def assert_same_model(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
@@ -59,9 +72,10 @@ def test_every_layout_starts_from_the_same_model(
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [GATED, TIED], ids=["gated-mlp", "tied-embeddings"])
 @pytest.mark.parametrize("overrides", [("parallelism.tensor=2",), ("parallelism.pipeline=2",)], ids=["tp2", "pp2"])
-def test_other_models_start_the_same_too(models: Any, overrides: tuple[str, ...], shape: tuple[str, ...]) -> None:
-    one, other = models.whole_weights(1, models.config(*shape)), models.config(*shape, *overrides)
-    assert_same_model(one, models.whole_weights(2, other))
+def test_other_models_start_the_same_too(
+    models: Any, on_one: Callable[..., dict[str, Tensor]], overrides: tuple[str, ...], shape: tuple[str, ...]
+) -> None:
+    assert_same_model(on_one(*shape), models.whole_weights(2, models.config(*shape, *overrides)))
 
 
 @pytest.mark.parametrize(
@@ -77,9 +91,10 @@ def test_other_models_start_the_same_too(models: Any, overrides: tuple[str, ...]
         pytest.param(4, ("parallelism.expert=2", "parallelism.pipeline=2"), id="ep2-pp2", marks=SLOW),
     ],
 )
-def test_experts_start_the_same_wherever_they_are(models: Any, ranks: int, overrides: tuple[str, ...]) -> None:
-    one, other = models.config(*EXPERTS), models.config(*EXPERTS, *overrides)
-    assert_same_model(models.whole_weights(1, one), models.whole_weights(ranks, other))
+def test_experts_start_the_same_wherever_they_are(
+    models: Any, on_one: Callable[..., dict[str, Tensor]], ranks: int, overrides: tuple[str, ...]
+) -> None:
+    assert_same_model(on_one(*EXPERTS), models.whole_weights(ranks, models.config(*EXPERTS, *overrides)))
 
 
 def test_experts_differ_and_have_the_spreads_of_an_mlp(models: Any) -> None:

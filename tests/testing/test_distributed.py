@@ -1,11 +1,11 @@
 """run_distributed: results, the first failure, hangs, and what it leaves behind."""
 
+import atexit
 import os
 import signal
-import subprocess
 import sys
-import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -166,43 +166,54 @@ def _all_end(pids: list[int], within_seconds: float = 10) -> bool:
     return not any(map(_is_alive, pids))
 
 
+def forked_parent(work: Callable[[], None]) -> int:
+    """A process of its own that runs ranks: a fork of this one, for which torch need not be imported anew."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            atexit._clear()  # pytest's handlers are not its to run
+            work()
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            status = 0
+        finally:
+            os._exit(status)
+    return pid
+
+
 def test_exit_handlers_of_the_parent_do_not_run_in_ranks(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(
-        textwrap.dedent("""
-            import atexit, torch
-            from ultramem_megatron.testing.distributed import run_distributed
-            torch.set_num_threads(1)
-            atexit.register(print, "exit handler")
-            run_distributed(2, lambda: print("rank", flush=True))
-        """)
-    )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert (done.stdout.count("rank"), done.stdout.count("exit handler")) == (2, 1)  # lines of ranks may mingle
-    assert done.stderr == ""
+    log = tmp_path / "log"
+
+    def note(line: str) -> None:
+        with log.open("a") as file:
+            file.write(f"{line}\n")
+
+    def run_ranks() -> None:
+        atexit.register(note, "exit handler")
+        run_distributed(2, note, "rank")
+
+    assert os.waitpid(forked_parent(run_ranks), 0)[1] == 0
+    assert sorted(log.read_text().splitlines()) == ["exit handler", "rank", "rank"]
 
 
-def test_ranks_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(
-        textwrap.dedent("""
-            import os, time
-            from ultramem_megatron.testing.distributed import run_distributed
+def test_ranks_do_not_outlive_a_killed_parent() -> None:
+    reader, writer = os.pipe()
 
-            def tell_and_sleep():
-                os.write(1, f"{os.getpid()}\\n".encode())  # in one piece: ranks share the pipe
-                time.sleep(600)
+    def tell_and_sleep() -> None:
+        os.write(writer, f"{os.getpid()}\n".encode())  # in one piece: ranks share the pipe
+        time.sleep(600)
 
-            run_distributed(2, tell_and_sleep)
-        """)
-    )
-    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        ranks = [int(parent.stdout.readline()) for _ in range(2)]
+    def run_ranks() -> None:
+        run_distributed(2, tell_and_sleep)
+
+    parent = forked_parent(run_ranks)
+    with os.fdopen(reader) as lines:
+        ranks = [int(lines.readline()) for _ in range(2)]
         assert all(map(_is_alive, ranks))
-        parent.kill()
-        parent.wait()
+        os.kill(parent, signal.SIGKILL)
+        os.waitpid(parent, 0)
+    os.close(writer)
     assert _all_end(ranks)
 
 
