@@ -127,7 +127,7 @@ def write_run_files(config: RunConfig, plan: Plan, run_dir: Path) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         remove_leftovers(run_dir / CHECKPOINTS)
         forget_earlier(run_dir / WATCHDOG_FOLDER)
-        write_text(run_dir / "config.yaml", to_yaml(config))
+        write_text(run_dir / "config.yaml", to_yaml(with_whole_paths(config)))
         plan.save(run_dir / "plan.json")
     dist.barrier()
 
