@@ -21,7 +21,7 @@ from .conftest import assert_same_curve, train
 
 SAVE_AFTER, STEPS = budget(1, 3), budget(3, 6)
 """The moments of the optimizer show in the second step after a checkpoint."""
-CURVE_STEPS, VARIANT_STEPS = budget(4, 20), budget(4, 10)
+CURVE_STEPS, VARIANT_STEPS = budget(3, 20), budget(3, 10)
 
 
 def small_config(**training: int) -> RunConfig:
@@ -55,6 +55,8 @@ def test_every_layout_gives_the_same_curve(
 
 
 PRE_VALUES = ("memory.variant=ultramem_v2", "memory.pre_value_dim=16", "memory.key_layout=query_per_rank")
+TWO_BLOCKS = ("model.layers=2", "memory.spans=1:2")
+"""Enough for one memory layer."""
 SUMS = ("memory.variant=pkm", "memory.softmax=true", "memory.initialization=plain")
 
 
@@ -64,7 +66,7 @@ def variant(megatron: ModuleType, request: pytest.FixtureRequest) -> tuple[RunCo
 
     Few steps with another seed: the promise ends where a near tie between two slots is decided differently.
     """
-    config = with_overrides(small_config(stop_after=VARIANT_STEPS, seed=3), request.param)
+    config = with_overrides(small_config(stop_after=VARIANT_STEPS, seed=3), (*TWO_BLOCKS, *request.param))
     return config, train(config, LAYOUTS[0])
 
 

@@ -34,7 +34,7 @@ def config_of(*overrides: str, stop_after: int = STEPS) -> RunConfig:
     return load_config(
         "parity",
         [
-            "optimizer.warmup_fraction=0",
+            *("optimizer.warmup_fraction=0", "model.layers=2", "memory.spans=1:2"),
             *("training.global_batch_size=12", "training.micro_batch_size=1", f"training.stop_after={stop_after}"),
             *overrides,
         ],
@@ -75,7 +75,7 @@ def test_a_resumed_run_goes_on_to_the_bit_and_in_another_layout(megatron: Module
 
 @pytest.mark.slow
 def test_a_stage_without_tables_has_nothing_to_update(megatron: ModuleType, tmp_path: Path) -> None:
-    config = config_of(*NARROW, "memory.spans=3:4", stop_after=4)
+    config = config_of(*NARROW, "memory.spans=2:2", stop_after=4)
     alone = train(config, LAYOUTS[0])
     half = dataclasses.replace(config, training=dataclasses.replace(config.training, stop_after=2))
     train(half, STAGES, save=tmp_path)

@@ -20,6 +20,7 @@ from ultramem_megatron.config.memory import PartitionName
 from ultramem_megatron.parallel.channel import Channel
 from ultramem_megatron.parallel.partition.base import Picks, TableShape
 from ultramem_megatron.parallel.partition.registry import PARTITIONS
+from ultramem_megatron.testing.budget import is_deep
 from ultramem_megatron.testing.distributed import run_distributed
 from ultramem_megatron.testing.partition_bytes import assert_bytes, assert_predicted_bytes, predicted_bytes
 from ultramem_megatron.testing.partition_cases import (
@@ -60,6 +61,8 @@ def test_equals_the_unsplit_table_and_sends_what_was_counted(ranks: int, make: M
     """All partitions and cases on the same forked ranks: eight processes are dear to start."""
     names = list(PARTITIONS) if ranks == 1 else SPLITS
     cases = matrix_of_cases(make, ranks)
+    if ranks == 8 and make is make_lookup and not is_deep():  # fewer ranks have those of one block and core
+        cases = {title: case for title, case in cases.items() if case.shape.cores > 1}
     by_rank = run_distributed(ranks, compute_matrix, names, cases)
     for name, title in by_rank[0]:
         found = [results[name, title] for results in by_rank]

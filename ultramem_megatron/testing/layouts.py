@@ -131,13 +131,13 @@ def in_few_micro_batches(config: RunConfig, layout: Layout) -> Layout:
     """``layout`` with micro-batches so large that a rank has two, or as many as there are pipeline stages.
 
     The curve does not depend on it (but for the balance loss of experts), and a step takes as long as its number of
-    micro-batches. Micro-batches that are larger already stay.
+    micro-batches. Micro-batches that are larger already stay. A pipeline of several chunks keeps twice as many: its
+    schedule takes them in groups, one for each stage.
     """
     parallelism = with_overrides(config, layout.overrides).parallelism
     copies = layout.processes // (parallelism.tensor * parallelism.pipeline)
     samples = config.training.global_batch_size // copies
-    # as many as a multiple of the stages, which chunks of a pipeline ask for
-    fewest = max(2, parallelism.pipeline)
+    fewest = max(2, parallelism.pipeline * (2 if parallelism.virtual_pipeline > 1 else 1))
     counts = [n for n in range(fewest, samples + 1) if samples % n == 0 and n % parallelism.pipeline == 0]
     size = max(config.training.micro_batch_size, samples // counts[0] if counts else 1)
     return dataclasses.replace(layout, overrides=(*layout.overrides, f"training.micro_batch_size={size}"))
