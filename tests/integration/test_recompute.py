@@ -61,8 +61,7 @@ def without_recompute(megatron: ModuleType) -> Callable[..., Curve]:
     ("layout", "overrides"), CASES, ids=[" ".join((layout.name, *settings)) for layout, settings in CASES]
 )
 def test_the_curve_stays(without_recompute: Callable[..., Curve], layout: Layout, overrides: tuple[str, ...]) -> None:
-    # what is dropped depends on the layout, and nothing else does
-    expected = without_recompute(layout if any("dropout" in o for o in overrides) else ALONE, overrides)
+    expected = without_recompute(layout, overrides)
     assert len(expected.losses) == STEPS
     assert expected.losses[-1] < expected.losses[0]
     for mode in ("selective", "full"):

@@ -120,7 +120,7 @@ def a_lost_node_is_done_without(place: Place) -> Facts:
 
 
 def a_killed_rank_a_damaged_checkpoint_and_a_stopped_rank_lose_nothing(place: Place) -> Facts:
-    limits = ("resilience.hang_seconds=8", "resilience.pause_seconds=100")
+    limits = ("resilience.hang_seconds=16", "resilience.pause_seconds=100")
     options = ("--nodes", "2", "--preflight", "none")
     job = place.submit(*options, settings=limits, ranks_per_node=2, FAULT_PACE_SECONDS="0.1")
     place.wait(lambda: newest_step(place.run_dir) > 26)

@@ -170,9 +170,11 @@ class Watchdog:
         after = heartbeat.read_heartbeats(self._folder, self._world_size)
         silent = heartbeat.silent_ranks(before, after, self._world_size)
         elsewhere = silent and all(beat.host != self._beat.host for rank, beat in after.items() if rank in silent)
-        # who is on their machine sees whether they are stopped or gone, and may say so first
-        if elsewhere and (self._pause() or self._mark.number != mark.number):
-            return False
+        for _ in range(SILENT_BEATS if elsewhere else 0):
+            # who is on their machine sees whether they are stopped or gone, and may say so first
+            self._write(mark, stands_still=True)
+            if self._pause() or self._mark.number != mark.number:
+                return False
         who = heartbeat.blame(after, silent, self._world_size)
         heartbeat.ask_for_stacks([after[rank] for rank in silent if rank in after])
         self._end(f"no progress for {still_seconds:.0f} s ({mark.doing}): {who}; stacks of all ranks in {self._folder}")
