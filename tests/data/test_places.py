@@ -109,11 +109,11 @@ def test_a_killed_build_leaves_no_process_and_the_next_removes_its_files(
         "2",
     ]
     process = subprocess.Popen([sys.executable, *command], stderr=subprocess.DEVNULL)
-    wait_until(lambda: len(children(process.pid)) == 3 and any(data_folder.glob(".beta.*/beta/*.bin")), 60)
+    wait_until(lambda: len(children(process.pid)) == 3 and any(data_folder.glob(".beta.*/beta/*.bin")), 240)
     helpers = children(process.pid)  # two workers, and Python's tracker of their semaphores
     process.send_signal(number)
-    process.wait(30)
-    wait_until(lambda: not any(is_running(pid) for pid in helpers), 30)
+    process.wait(120)
+    wait_until(lambda: not any(is_running(pid) for pid in helpers), 60)
     if number == signal.SIGTERM:
         assert process.returncode == 143
         assert not list(data_folder.glob(".*"))
