@@ -128,7 +128,7 @@ def memory_dense_parameters(config: RunConfig) -> int:
     keys = shape.heads * 2 * shape.grid_side * shape.ranks * shape.rank_width
     core = shape.heads * shape.cores * shape.tucker_rank**2
     projection = shape.blocks * shape.value_dim * shape.hidden if shape.projected else 0
-    return query + keys + core + shape.hidden * (min(shape.conv_kernel, 2) + shape.pre_value_dim) + projection
+    return query + keys + core + shape.hidden * (shape.conv_kernel + shape.pre_value_dim) + projection
 
 
 def memory_norm_parameters(config: RunConfig) -> int:
