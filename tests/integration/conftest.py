@@ -9,6 +9,9 @@ from ultramem_megatron.testing.budget import is_deep
 from ultramem_megatron.testing.layouts import Curve, Layout, in_few_micro_batches, train_layout
 from ultramem_megatron.testing.tolerances import LOSS_CURVE_RELATIVE as RELATIVE
 
+HASTE = () if is_deep() else ("optimizer.warmup_fraction=0", "optimizer.learning_rate=1e-2")
+"""For `parity`: a rate at which two or three steps show what is a bit off, as many steps do that warm up."""
+
 
 def train(config: RunConfig, layout: Layout, load: Path | None = None, save: Path | None = None) -> Curve:
     """The curve of ``config`` under ``layout``: in `make test` in as few micro-batches as it can be."""

@@ -13,7 +13,7 @@ from ultramem_megatron.parallel.partition.registry import PARTITIONS
 from ultramem_megatron.testing.budget import budget
 from ultramem_megatron.testing.layouts import Layout
 
-from .conftest import train
+from .conftest import HASTE, train
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="forked ranks need a machine without CUDA")
 
@@ -33,15 +33,8 @@ def split(name: PartitionName, *settings: str, ranks: int = 2, processes: int = 
 
 
 def overlap_config(*, overlap: bool) -> RunConfig:
-    config = load_config(
-        "parity",
-        [
-            "optimizer.warmup_fraction=0",
-            f"training.stop_after={STEPS}",
-            "training.micro_batch_size=1",
-            "memory.spans=1:3/4:4",
-        ],
-    )
+    training = (f"training.stop_after={STEPS}", "training.micro_batch_size=1")
+    config = load_config("parity", [*HASTE, *training, "memory.spans=1:3/4:4"])
     return dataclasses.replace(config, memory=dataclasses.replace(config.memory, overlap=overlap))
 
 
